@@ -1,0 +1,1 @@
+"""What crosses a wire, and what both ends agree on: messages, errors, configuration files."""

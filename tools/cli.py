@@ -1,0 +1,65 @@
+"""The `skerry` command. Subcommands are imported when they are called, so that each starts fast."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from protocol.errors import SkerryError
+
+_COMMANDS = {
+    "agent": "run the agent: an OpenAI-compatible API on this device",
+    "ask": "ask one question and watch who writes which token",
+    "bench": "measure speed, side by side",
+    "demo": "device, cloud, outage and recovery in three minutes",
+    "doctor": "check this machine, the model, the cloud and the configuration",
+    "models": "get and check model files",
+    "serve": "run the cloud resolver: a large model that helps with single tokens",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"tools.commands.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="skerry")
+def skerry() -> None:
+    """Edge runtime for hybrid language models: offline first, then peers, then cloud.
+
+    Example: skerry ask "Why is the sky blue?"
+    """
+
+
+def main() -> None:
+    """Entry point: a user's error is one line and an exit code, never a traceback."""
+    try:
+        skerry(standalone_mode=False)
+    except SkerryError as error:
+        click.echo(f"skerry: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
