@@ -1,0 +1,1 @@
+"""Get, check, convert and run model files."""

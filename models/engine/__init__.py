@@ -1,0 +1,1 @@
+"""One model behind one interface: see base.py for the contract."""

@@ -1,0 +1,86 @@
+"""How many threads a decode should use: all cores when they are free, fewer when they are not.
+
+ggml's threads spin at a barrier after every operation, so one thread that has to share its core holds up all others:
+with every core busy a decode can be forty times slower with two threads than with one. The governor sees this in the
+step times and settles on the thread count that is fastest at the moment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from statistics import median
+
+_TRIAL = 5  # steps measured at a thread count before it is judged; the first one pays for the change
+_SLOWER = 1.3  # a median step this much over the usual one is worth a trial of fewer threads
+_BETTER = 0.93  # a trial must beat the present median by this much to be adopted
+_SOON, _LATE = 48, 1024  # steps until the next trial of more threads: doubles while trials fail
+
+
+def physical_cores() -> int:
+    """Cores this process may use, two hardware threads of one core counted once."""
+    allowed = os.sched_getaffinity(0)
+    siblings = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text().strip() if path.exists() else str(cpu))
+    return max(1, len(siblings))
+
+
+class ThreadGovernor:
+    """Feed it every single-token step's time, in seconds; `count` is the thread count to use next.
+
+    Hill climbing by trials: a trial runs a few steps at a neighbouring count and keeps it if it is clearly faster.
+    Fewer threads are tried when steps become slower than usual, more threads at growing intervals.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.count = limit
+        self._settled = limit
+        self._recent: list[float] = []
+        self._usual: float | None = None  # the settled count's median step when nothing disturbs it
+        self._patience = _SOON
+        self._until_trial = _SOON
+        self._rejected: float | None = None  # the median at which the last trial of fewer threads failed
+
+    def observe(self, seconds: float) -> int:
+        """Notes one step and returns the thread count for the next one."""
+        self._recent.append(seconds)
+        if self.limit > 1 and len(self._recent) >= _TRIAL:
+            now = median(self._recent[1:] if self.count != self._settled else self._recent)
+            self._recent.clear()
+            if self.count != self._settled:
+                self._judge(now)
+            else:
+                self._steady(now)
+        return self.count
+
+    def _steady(self, now: float) -> None:
+        first = self._usual is None
+        # The usual time may creep up with the context's length, but a jump is somebody else's work.
+        self._usual = now if first or now < (self._usual or 0) else (self._usual or 0) * 1.01
+        self._now = now
+        self._until_trial -= _TRIAL
+        slow = first or now > _SLOWER * self._usual
+        if slow and self._rejected is not None and now < _SLOWER * self._rejected:
+            slow = False  # fewer threads were tried at this speed already and did not help
+        if slow and self._settled > 1:
+            self.count = self._settled - 1
+        elif self._until_trial <= 0 and self._settled < self.limit:
+            self.count = self._settled + 1
+
+    def _judge(self, trial: float) -> None:
+        up = self.count > self._settled
+        if trial < _BETTER * self._now:
+            self._settled = self.count
+            self._usual = trial
+            self._rejected = None
+            self._patience = _SOON
+        else:
+            self.count = self._settled
+            if up:
+                self._patience = min(_LATE, self._patience * 2)
+            else:
+                self._rejected = self._now
+        self._until_trial = self._patience

@@ -1,0 +1,142 @@
+"""From logits to a token: softmax, top-k, and the distribution that sampling parameters make of them.
+
+Shared by the device and by the cloud resolver, which must shape x and y alike. Arrays are float32; V is the
+vocabulary. Nothing here keeps a state: randomness comes in as one uniform number per decision (`uniform`), so that a
+rewound step that is taken again draws the same number, and the same seed gives the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.resolve import Sampling
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.intp]
+
+PENALTY_WINDOW = 64  # tokens that the repetition penalty looks back on, llama.cpp's default
+_FLOOR = np.float32(-80.0)  # e^-80 is nothing in float32, and 0 * -inf would be NaN
+_MASK = (1 << 64) - 1
+
+
+class Shaped(NamedTuple):
+    """A sampling distribution: p (n,) sums to 1 over `ids` (n,), largest first; ids None: p is dense, (V,)."""
+
+    ids: Ids | None
+    p: Floats
+
+    def at(self, token: int) -> float:
+        """The probability of `token`."""
+        if self.ids is None:
+            return float(self.p[token])
+        where = np.flatnonzero(self.ids == token)
+        return float(self.p[where[0]]) if len(where) else 0.0
+
+    def draw(self, r: float) -> int:
+        """The token at quantile r in [0, 1) of the cumulative distribution."""
+        cumulative = np.cumsum(self.p, dtype=np.float64)
+        index = int(np.searchsorted(cumulative, r * cumulative[-1], side="right"))
+        index = min(index, len(self.p) - 1)
+        return index if self.ids is None else int(self.ids[index])
+
+
+def shifted(logits: Floats, out: Floats | None = None) -> Floats:
+    """logits - max(logits), floored at -80, (V,). -inf is allowed; +inf takes all the mass; NaN is an error."""
+    top = logits.max()
+    if not np.isfinite(top):
+        return _infinite(logits, top)
+    z: Floats = np.subtract(logits, top, out=out)
+    return np.maximum(z, _FLOOR, out=z)
+
+
+def _infinite(logits: Floats, top: np.float32) -> Floats:
+    if np.isnan(top) or top < 0:
+        raise ValueError("the model gave logits that are NaN or all -inf")
+    return np.where(np.isposinf(logits), np.float32(0), _FLOOR).astype(np.float32)
+
+
+def softmax(logits: Floats) -> Floats:
+    """(V,) probabilities."""
+    e = np.exp(shifted(logits))
+    e /= e.sum()
+    return e
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """(V,) log-probabilities, finite."""
+    z = shifted(logits)
+    z -= np.float32(np.log(np.exp(z).sum()))
+    return z
+
+
+def top_ids(values: Floats, k: int) -> Ids:
+    """Indices of the k largest values, largest first; the lower index first among equals."""
+    n = len(values)
+    if k >= n:
+        return np.argsort(-values, kind="stable")
+    # A cut that leaves a few hundred candidates is far cheaper than partitioning the whole vocabulary.
+    peak = values.max()
+    candidates: Ids | None = None
+    for width in (6.0, 12.0):
+        found = np.flatnonzero(values > peak - np.float32(width))
+        if len(found) >= k:
+            candidates = found
+            break
+    if candidates is None or len(candidates) > n // 4:
+        # argpartition breaks ties arbitrarily, so everything equal to the k-th value is a candidate.
+        kth = np.partition(values, n - k)[n - k]
+        candidates = np.flatnonzero(values >= kth)
+    order = np.argsort(-values[candidates], kind="stable")[:k]
+    return candidates[order]
+
+
+def shape(logits: Floats, sampling: Sampling, recent: Sequence[int] = ()) -> Shaped:
+    """What `sampling` makes of `logits` (V,), given the tokens so far."""
+    if sampling.repetition_penalty != 1.0 and recent:
+        logits = _penalised(logits, sampling.repetition_penalty, recent[-PENALTY_WINDOW:])
+    if sampling.temperature <= 0.0:
+        return Shaped(np.array([int(logits.argmax())]), np.ones(1, np.float32))
+    if sampling.top_k <= 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
+        return Shaped(None, softmax(logits / np.float32(sampling.temperature)))
+    ids = top_ids(logits, sampling.top_k if sampling.top_k > 0 else len(logits))
+    return _cut(ids, logits[ids], sampling)
+
+
+def _cut(ids: Ids, logits: Floats, sampling: Sampling) -> Shaped:
+    """top_p, min_p and temperature on candidates that are sorted, largest first."""
+    p = softmax(logits)
+    keep = len(ids)
+    if sampling.top_p < 1.0:
+        keep = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
+    if sampling.min_p > 0.0:
+        keep = min(keep, int((p >= sampling.min_p * p[0]).sum()))
+    keep = max(1, min(keep, len(ids)))
+    return Shaped(ids[:keep], softmax(logits[:keep] / np.float32(sampling.temperature)))
+
+
+def _penalised(logits: Floats, penalty: float, recent: Sequence[int]) -> Floats:
+    """CTRL's repetition penalty (Keskar et al., 2019, section 4.1), as in llama.cpp: positive logits divided by it,
+    negative ones multiplied."""
+    seen = np.unique(np.asarray(recent, np.intp))
+    out = logits.copy()
+    values = out[seen]
+    out[seen] = np.where(values > 0, values / penalty, values * penalty)
+    return out
+
+
+def uniform(seed: int, position: int, purpose: int = 0) -> float:
+    """A uniform number in [0, 1) that depends on nothing but its arguments (SplitMix64, Steele et al., 2014).
+
+    `purpose` tells apart the decisions of one position.
+    """
+    x = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB) & _MASK
+    for _ in range(2):
+        x = (x + 0x9E3779B97F4A7C15) & _MASK
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+        x ^= x >> 31
+    return (x >> 11) / (1 << 53)
