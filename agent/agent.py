@@ -1,0 +1,226 @@
+"""The agent: a model, what it may ask, and the answers it is writing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from agent.loop import Need, Plan, Token, TokenLoop
+from agent.policy import Policy
+from agent.resolver import Conversation, Provenance, Resolver, Traffic
+from agent.scheduler import Job, Scheduler
+from agent.text import TextStream
+from agent.uncertainty import Measure, Softmax
+from models.chat import render
+from models.engine.base import Engine, Step
+from models.engine.base import Sequence as Place
+from protocol.resolve import Message, Mode, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`prompt`: chat messages, or text to continue. `private`: nothing of it leaves the device. `top`: likeliest
+    tokens to note at each step. None: as the agent is configured."""
+
+    prompt: Sequence[Message] | str
+    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    private: bool = False
+    top: int = 0
+    mode: Mode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the agent makes its answers (configuration sections `policy` and `cloud`)."""
+
+    policy: Policy
+    measure: Measure = "entropy"
+    mode: Mode = "take"
+    weight: float = 0.5
+    ahead: int = 32
+    in_flight: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One settled token and the text that it adds (whole characters only, so it may be empty)."""
+
+    token: Token
+    raw: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What one answer took. Times in seconds; `tok_s` from the first token to the last."""
+
+    finish: str
+    prompt_tokens: int
+    tokens: int
+    counts: dict[str, int]
+    mean_u: float
+    llm_tokens: int
+    bytes_up: int
+    bytes_down: int
+    asked: int
+    rewinds: int
+    waited: float
+    first_token: float
+    seconds: float
+    tok_s: float
+    threshold: float
+    mode: str
+    model: str
+    fingerprint: str
+
+
+Event: TypeAlias = Piece | Account | Exception
+
+
+class Writing:
+    """One answer under way. Everything but `cancel` runs on the scheduler's thread."""
+
+    def __init__(self, agent: Agent, request: Request, on_event: Callable[[Event], None]) -> None:
+        self._agent = agent
+        self._request = request
+        self._on_event = on_event
+        self._text = TextStream(request.stop)
+        self._tokens: list[Token] = []
+        self._times: list[float] = []
+        self._conversation: Conversation | None = None
+        self._loop: TokenLoop | None = None
+        self._began = time.monotonic()
+        prompt = agent.encode(request.prompt)
+        self.job = Job(prompt, request.max_tokens, self._start, self._finish)
+
+    def cancel(self) -> None:
+        self._agent.scheduler.cancel(self.job)
+
+    def _start(self, place: Place) -> Generator[Need, Step | None, str]:
+        agent, request = self._agent, self._request
+        mode = request.mode or agent.options.mode
+        if agent.resolver is not None and not request.private:
+            self._conversation = agent.resolver.open(
+                request.prompt, request.sampling, mode, lambda: agent.scheduler.wake(self.job)
+            )
+        plan = Plan(
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            policy=agent.options.policy,
+            measure=agent.options.measure,
+            mode=mode,
+            weight=agent.options.weight,
+            ahead=agent.options.ahead,
+            in_flight=agent.options.in_flight,
+            top=request.top,
+        )
+        eog = agent.engine.tokenizer.eog
+        self._loop = TokenLoop(plan, place, agent.softmax, eog, self._conversation, self._emit)
+        return self._loop.run(place.align(self.job.prompt))
+
+    def _emit(self, token: Token) -> bool:
+        self._tokens.append(token)
+        self._times.append(time.monotonic())
+        raw = self._agent.engine.tokenizer.piece(token.id)
+        text = self._text.push(raw)
+        self._on_event(Piece(token, raw, text))
+        return self._text.stopped
+
+    def _finish(self, outcome: str | Exception) -> None:
+        if self._conversation is not None:
+            self._conversation.close()
+        if isinstance(outcome, Exception):
+            self._on_event(outcome)
+            return
+        if self._tokens and (rest := self._text.push(b"", final=True)):
+            self._on_event(Piece(self._tokens[-1], b"", rest))
+        self._on_event(self._account(outcome))
+
+    def _account(self, finish: str) -> Account:
+        tokens, times, now = self._tokens, self._times, time.monotonic()
+        traffic = self._conversation.traffic if self._conversation else Traffic()
+        counts = Counter(str(token.provenance) for token in tokens)
+        span = times[-1] - times[0] if len(times) > 1 else now - self._began
+        return Account(
+            finish=finish,
+            prompt_tokens=len(self.job.prompt),
+            tokens=len(tokens),
+            counts={str(who): counts[who] for who in Provenance},
+            mean_u=sum(token.u for token in tokens) / max(1, len(tokens)),
+            llm_tokens=traffic.llm_tokens,
+            bytes_up=traffic.bytes_up,
+            bytes_down=traffic.bytes_down,
+            asked=traffic.asked,
+            rewinds=self._loop.rewinds if self._loop else 0,
+            waited=sum(token.wait for token in tokens),
+            first_token=times[0] - self._began if times else 0.0,
+            seconds=now - self._began,
+            tok_s=max(1, len(tokens) - 1) / max(span, 1e-9) if tokens else 0.0,
+            threshold=self._agent.options.policy.threshold,
+            mode=self._request.mode or self._agent.options.mode,
+            model=self._agent.engine.info.name,
+            fingerprint=self._agent.engine.info.fingerprint,
+        )
+
+
+class Agent:
+    """Owns the engine's thread. `resolver` None: the device writes alone."""
+
+    def __init__(self, engine: Engine, options: Options, resolver: Resolver | None = None, queue: int = 16) -> None:
+        self.engine = engine
+        self.options = options
+        self.resolver = resolver
+        self.softmax = Softmax(engine.info.vocab)
+        self.scheduler = Scheduler(engine, time.monotonic, queue)
+
+    def encode(self, prompt: Sequence[Message] | str) -> list[int]:
+        """The prompt's tokens. Raises RequestError if the model has no template for messages."""
+        tokenizer = self.engine.tokenizer
+        if isinstance(prompt, str):
+            return tokenizer.encode(prompt, start=True) or tokenizer.encode("\n")
+        return tokenizer.encode(render(tokenizer, prompt), special=True)
+
+    def submit(self, request: Request, on_event: Callable[[Event], None]) -> Writing:
+        """Begins an answer; `on_event` is called on the engine's thread with each Piece, then with an Account or an
+        error. Raises RequestError, Overloaded."""
+        writing = Writing(self, request, on_event)
+        self.scheduler.submit(writing.job)
+        return writing
+
+    async def stream(self, request: Request) -> AsyncIterator[Piece | Account]:
+        """The same on an event loop. Leaving the iteration early cancels the answer. Raises its error."""
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def hand_over(event: Event) -> None:
+            with suppress(RuntimeError):  # the event loop is gone, and the listener with it
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        writing = self.submit(request, hand_over)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, Account):
+                    return
+        finally:
+            writing.cancel()
+
+    def close(self) -> None:
+        self.scheduler.close()
+        self.engine.close()
+
+
+def random_seed() -> int:
+    """For requests that name none."""
+    return random.SystemRandom().getrandbits(48)

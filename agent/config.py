@@ -1,0 +1,71 @@
+"""The agent's configuration: sections and keys, with what they mean (docs/configuration.md is made from this)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agent.uncertainty import Measure
+from protocol.resolve import Mode
+
+
+class Model(msgspec.Struct, frozen=True):
+    name: Annotated[str, Meta(description="catalog id or path of the SLM's file")] = "smollm2-135m"
+    context: Annotated[int, Meta(ge=128, le=1_048_576, description="tokens that all running requests share")] = 4096
+    sequences: Annotated[int, Meta(ge=1, le=64, description="requests that are served at once")] = 4
+    threads: Annotated[int, Meta(ge=0, le=256, description="most threads to use; 0: one per physical core")] = 0
+    kv: Annotated[
+        Literal["q8_0", "f16"], Meta(description="type of the context's cells; q8_0 takes half the memory")
+    ] = "q8_0"
+    repack: Annotated[
+        bool, Meta(description="rearrange the weights for the CPU: faster prompts on Arm, twice the memory")
+    ] = False
+
+
+class Policy(msgspec.Struct, frozen=True):
+    measure: Annotated[Measure, Meta(description="how uncertainty is measured")] = "entropy"
+    threshold: Annotated[float, Meta(ge=0.0, le=1.0, description="ask for help when u is above it")] = 0.25
+    audit: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="share of the other tokens that is asked all the same, at random")
+    ] = 0.0
+
+
+class Cloud(msgspec.Struct, frozen=True):
+    url: Annotated[str, Meta(description="of `skerry serve`, e.g. http://cloud.example:8431; empty: no cloud")] = ""
+    key: Annotated[str, Meta(description="API key for it")] = ""
+    mode: Annotated[Mode, Meta(description="what a reply does: the LLM's token, verified draft, or both fused")] = (
+        "take"
+    )
+    weight: Annotated[float, Meta(ge=0.0, le=1.0, description="weight of the SLM in mode fuse")] = 0.5
+    deadline_ms: Annotated[int, Meta(ge=1, le=600_000, description="how long a step may wait for a reply")] = 500
+    ahead: Annotated[
+        int, Meta(ge=0, le=256, description="tokens drafted behind an open question; 0: wait for each reply")
+    ] = 32
+    in_flight: Annotated[int, Meta(ge=1, le=64, description="questions of one answer under way at once")] = 8
+    burst: Annotated[int, Meta(ge=0, le=64, description="tokens that the LLM may write on after an answer")] = 0
+    top: Annotated[int, Meta(ge=1, le=1000, description="log-probabilities of the LLM that come with an answer")] = 16
+
+
+class Api(msgspec.Struct, frozen=True):
+    host: Annotated[str, Meta(description="address to listen on; other than loopback needs api.key")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535, description="port to listen on; 0: any free one")] = 8430
+    key: Annotated[str, Meta(description="clients must send it as `Authorization: Bearer`; empty: none")] = ""
+    queue: Annotated[int, Meta(ge=0, le=1024, description="requests that may wait for a place")] = 16
+    max_tokens: Annotated[int, Meta(ge=1, le=1_048_576, description="length of an answer if not asked for")] = 256
+    body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="largest request body")] = 1 << 20
+
+
+class Log(msgspec.Struct, frozen=True):
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="what is logged; never prompts or tokens")
+    ] = "info"
+
+
+class AgentConfig(msgspec.Struct, frozen=True):
+    model: Model = Model()
+    policy: Policy = Policy()
+    cloud: Cloud = Cloud()
+    api: Api = Api()
+    log: Log = Log()

@@ -1,0 +1,212 @@
+"""One answer as the cloud resolver sees it: what was sent so far, and what comes back in the SLM's own tokens."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agent import mapping
+from agent.combine import offer
+from agent.resolver import Conversation, Question, Reply, Ticket, Traffic
+from models.engine.base import common_prefix
+from protocol import resolve as wire
+from protocol.errors import ProtocolError
+from protocol.resolve import Message, Mode, Sampling
+
+if TYPE_CHECKING:
+    from agent.cloud import CloudResolver, Link
+
+
+class CloudConversation(Conversation):
+    """Opened on a link with the first question or by `begin`; opened anew if the link was lost in between."""
+
+    def __init__(
+        self,
+        resolver: CloudResolver,
+        session: int,
+        prompt: Sequence[Message] | str,
+        sampling: Sampling,
+        mode: Mode,
+        wake: Callable[[], None],
+    ) -> None:
+        self.traffic = Traffic()
+        self.wake = wake
+        self._resolver = resolver
+        self._session = session
+        self._prompt = prompt
+        self._sampling = sampling
+        self._mode = mode
+        self._steps = count(1)
+        self._link: Link | None = None  # the link this session is open on
+        self._sent: Sequence[int] = ()  # the answer's units as the other side has them: token ids or bytes
+        self._shut_until = 0.0
+        self._continuations: dict[Ticket, bytes] = {}  # what the LLM wrote, where it speaks bytes
+        self.begin()
+
+    def begin(self) -> None:
+        """Tells the cloud the prompt, so that it is read by the time of the first question."""
+        link = self._resolver.link
+        if link is not None and self._resolver.breaker.state == "closed":
+            self._open_on(link)
+
+    def ask(self, question: Question) -> Ticket | None:
+        link, breaker, now = self._resolver.link, self._resolver.breaker, self._resolver.clock()
+        if link is None or now < self._shut_until:
+            return None
+        same = link.hello.tokenizer == self._resolver.tokenizer.fingerprint
+        units = question.answer if same else self._resolver.tokenizer.decode(question.answer)
+        if not same and _cut_off(bytes(units)):
+            return None  # half a character means nothing to another tokenizer
+        if not breaker.allows():
+            return None
+        if self._link is not link:
+            self._open_on(link)
+        keep = common_prefix(self._sent, units)
+        step = next(self._steps)
+        ticket = Ticket(asked_at=now, deadline=now + self._resolver.options.deadline)
+        link.open_questions[self._session, step] = (self, ticket)
+        if same:
+            ask = self._ask_tokens(step, keep, question)
+        else:
+            draft = self._resolver.tokenizer.piece(question.draft)
+            ask = wire.Ask(self._session, step, keep, text=bytes(units[keep:]), draft_text=draft)
+        self._sent = units
+        self.traffic.asked += 1
+        self.traffic.llm_tokens += 1  # counted when asked: an answer that is late was computed all the same
+        self._send(link, ask)
+        return ticket
+
+    def _ask_tokens(self, step: int, keep: int, question: Question) -> wire.Ask:
+        new = list(question.answer[keep:])
+        if self._mode != "verify":
+            return wire.Ask(self._session, step, keep, new, question.draft)
+        ids, p, tail = offer(question.x, question.draft)
+        return wire.Ask(self._session, step, keep, new, question.draft, wire.pack_ids(ids), wire.pack_floats(p), tail)
+
+    def _open_on(self, link: Link) -> None:
+        options, sampling = self._resolver.options, self._sampling
+        # To fuse, or to verify without the LLM's whole distribution, y has to reach as far as top_k does.
+        top = options.top if self._mode == "take" else max(options.top, sampling.top_k)
+        prompt = self._prompt if isinstance(self._prompt, str) else list(self._prompt)
+        self._link, self._sent = link, ()
+        link.sessions[self._session] = self
+        self._send(
+            link,
+            wire.Open(
+                session=self._session,
+                prompt=prompt,
+                tokenizer=self._resolver.tokenizer.fingerprint,
+                sampling=sampling,
+                mode=self._mode,
+                top=min(top, link.hello.top),
+                burst=0 if self._mode == "fuse" else options.burst,  # a burst's tokens come without y
+            ),
+        )
+
+    def _send(self, link: Link, message: wire.FromDevice) -> None:
+        frame = wire.encode(message)
+        self.traffic.bytes_up += wire.wire_size(len(frame), masked=True)
+        link.send(frame)
+
+    def late(self, ticket: Ticket) -> None:
+        self._forget(ticket)
+        self._resolver.breaker.failure()
+
+    def _forget(self, ticket: Ticket) -> None:
+        questions = self._link.open_questions if self._link else {}
+        for key, (_, known) in list(questions.items()):
+            if known is ticket:
+                questions.pop(key, None)
+
+    def close(self) -> None:
+        link = self._link
+        if link is None:
+            return
+        link.sessions.pop(self._session, None)
+        link.bursts.pop(self._session, None)
+        left = [key for key in list(link.open_questions) if key[0] == self._session]
+        for key in left:
+            link.open_questions.pop(key, None)
+        if left:
+            self._resolver.breaker.abandoned()
+        if link is self._resolver.link:
+            self._send(link, wire.Close(self._session))
+        self._link = None
+
+    # The event loop's side.
+
+    def fill(self, ticket: Ticket, answer: wire.Answer, size: int, hello: wire.Hello) -> None:
+        """Puts the answer, in the SLM's tokens, into its ticket. Raises ProtocolError."""
+        self.traffic.bytes_down += wire.wire_size(size, masked=False)
+        self.traffic.llm_tokens += max(0, answer.llm_tokens - 1)
+        same = hello.tokenizer == self._resolver.tokenizer.fingerprint
+        ticket.replied_at = self._resolver.clock()
+        ticket.reply = self._reply(answer) if same else self._mapped(ticket, answer)
+        self.wake()
+
+    def _reply(self, answer: wire.Answer) -> Reply:
+        vocab = self._resolver.tokenizer.vocab
+        ids = wire.unpack_ids(answer.y_ids).astype(np.intp)
+        p = np.exp(wire.unpack_floats(answer.y_logp))
+        tokens_p = wire.unpack_floats(answer.tokens_p).tolist() or [0.0] * len(answer.tokens)
+        sound = (
+            len(ids) == len(p)
+            and len(tokens_p) == len(answer.tokens)
+            and all(0 <= token < vocab for token in (*answer.tokens, *ids.tolist()))
+            and bool(np.isfinite(p).all())
+            and float(p.sum()) < 1.01
+            and (answer.tokens or len(ids))
+        )
+        if not sound:
+            raise ProtocolError("an answer whose tokens or probabilities are out of range")
+        return Reply(answer.tokens, tokens_p, ids, p, answer.y_draft, answer.llm_tokens)
+
+    def _mapped(self, ticket: Ticket, answer: wire.Answer) -> Reply:
+        tokenizer = self._resolver.tokenizer
+        p = np.exp(wire.unpack_floats(answer.y_logp))
+        if len(p) != len(answer.y_pieces) or not np.isfinite(p).all() or float(p.sum()) > 1.01:
+            raise ProtocolError("an answer whose pieces and probabilities do not fit")
+        ids, mapped, unmatched = mapping.distribution(tokenizer, answer.y_pieces, p)
+        first = mapping.first_token(tokenizer, answer.text)
+        decided = self._mode == "take" and first is not None
+        self._continuations[ticket] = answer.text
+        if not decided and not len(ids):
+            raise ProtocolError("an answer that says nothing")
+        tokens = [first] if decided and first is not None else []
+        return Reply(tokens, [1.0] * len(tokens), ids, mapped, answer.y_draft, answer.llm_tokens, unmatched)
+
+    def extend(self, ticket: Ticket, more: wire.More, size: int) -> None:
+        """One more token of a burst."""
+        self.traffic.bytes_down += wire.wire_size(size, masked=False)
+        self.traffic.llm_tokens += 1
+        if ticket in self._continuations:
+            text = self._continuations[ticket] = self._continuations[ticket] + more.text
+            ended = not more.text
+            ticket.burst[:] = mapping.continuation(self._resolver.tokenizer, text, ended=ended)[1:]
+        elif 0 <= more.token < self._resolver.tokenizer.vocab:
+            ticket.burst.append(more.token)
+        self.wake()
+
+    def note_late(self, answer: wire.Answer, size: int) -> None:
+        """A reply to a question that was given up: paid for, never used."""
+        self.traffic.bytes_down += wire.wire_size(size, masked=False)
+        self.traffic.llm_tokens += max(0, answer.llm_tokens - 1)
+
+    def refused(self, message: wire.Refused) -> None:
+        if message.step < 0 or message.code == "unknown_session":
+            self._link = None  # the next question opens the session again
+        if message.retry_after > 0.0:
+            self._shut_until = self._resolver.clock() + message.retry_after
+        elif message.step < 0:
+            self._shut_until = float("inf")
+
+
+def _cut_off(text: bytes) -> bool:
+    """Does the text end within a UTF-8 character?"""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text[-4:])
+    return bool(decoder.getstate()[0])

@@ -1,0 +1,254 @@
+"""The token loop: one answer, token by token.
+
+Written as a generator so that one thread can serve many answers: it yields what it needs next (`Feed` tokens to the
+engine, or `Wait` for a reply) and is resumed with the engine's Step. Draft-ahead: while a question is under way the
+loop goes on with its own draft; a reply that agrees costs no waiting, one that does not rewinds. Tokens are emitted
+in order, each once, when they are settled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.combine import combine
+from agent.policy import Policy, Why
+from agent.resolver import Conversation, Provenance, Question, Reply, Ticket
+from agent.uncertainty import Measure, Softmax
+from models.engine.base import Sequence as Place
+from models.engine.base import Step
+from models.sampling import shape, top_ids, uniform
+from protocol.resolve import Mode, Sampling
+
+
+class Feed(NamedTuple):
+    """Feed these tokens and resume with the Step after the last one."""
+
+    tokens: Sequence[int]
+
+
+class Wait(NamedTuple):
+    """Resume with None when a ticket is done, at the latest at `until` (seconds of the clock)."""
+
+    until: float
+
+
+Need: TypeAlias = Feed | Wait
+
+
+@dataclass(slots=True, eq=False)
+class Token:
+    """One token of the answer. `provenance` None: not settled yet. `p`: its probability according to whoever produced
+    it. `beta`: rejection probability, where the LLM's opinion of the draft is known. `wait`: seconds that the loop
+    stood still for it."""
+
+    id: int
+    u: float
+    p: float
+    provenance: Provenance | None = None
+    why: Why = Why.KEEP
+    propensity: float = 1.0
+    draft: int = -1
+    beta: float | None = None
+    wait: float = 0.0
+    top: list[tuple[int, float]] = field(default_factory=list)
+    ticket: Ticket | None = None
+    logits: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one answer is to be made. `ahead`: tokens that may be drafted behind an open question; 0 blocks on each
+    one. `weight`: w of mode fuse. `top`: log-probabilities to note per token."""
+
+    sampling: Sampling
+    max_tokens: int
+    policy: Policy
+    measure: Measure = "entropy"
+    mode: Mode = "take"
+    weight: float = 0.5
+    ahead: int = 32
+    in_flight: int = 8
+    top: int = 0
+
+
+class TokenLoop:
+    """`place` is the answer's sequence in the engine, aligned with the prompt. `conversation` None: no help is asked
+    for (offline, private). `emit` is called with each settled token and returns True to stop there."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        place: Place,
+        softmax: Softmax,
+        eog: frozenset[int],
+        conversation: Conversation | None,
+        emit: Callable[[Token], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self.tokens: list[Token] = []
+        self.settled = 0
+        self.rewinds = 0
+        self._stopped = False
+        self._place = place
+        self._softmax = softmax
+        self._eog = eog
+        self._conversation = conversation
+        self._emit = emit
+        self._clock = clock
+        self._ids: list[int] = []
+        self._burst: tuple[int, Ticket] | None = None  # the LLM's continuation after the token at this position
+
+    def run(self, prompt: Sequence[int]) -> Generator[Need, Step | None, str]:
+        """Writes the answer to what `prompt` still has to be fed. Returns why it ended: stop or length."""
+        start = len(self._place.tokens) + len(prompt)
+        step = yield Feed(prompt)
+        while True:
+            assert step is not None
+            self._draft(step)
+            feed = None
+            while feed is None:
+                replaced = self._settle()
+                if ended := self._ended():
+                    return ended
+                if replaced:
+                    self._place.rewind(start + len(self._ids) - 1)
+                    feed = self._ids[-1]
+                elif self._may_go_ahead():
+                    feed = self._ids[-1]
+                else:
+                    yield from self._wait()
+            step = yield Feed((feed,))
+
+    def _draft(self, step: Step) -> None:
+        """Scores the step, drafts its token and decides who is to settle it."""
+        plan, position = self.plan, len(self._ids)
+        x = shape(step.logits, plan.sampling, self._ids)
+        draft = x.draw(uniform(plan.sampling.seed, position))
+        belief = self._softmax.load(step.logits)
+        u = belief.uncertainty(plan.measure, draft, plan.sampling.seed, position)
+        token = Token(draft, u, belief.p(draft), draft=draft)
+        if plan.top:
+            log_p = belief.log_all()
+            token.top = [(int(id), float(log_p[id])) for id in top_ids(log_p, plan.top)]
+        self.tokens.append(token)
+        self._ids.append(draft)
+        if self._conversation is None:
+            token.provenance = Provenance.LOCAL
+            return
+        token.why, token.propensity = plan.policy.decide(u, plan.sampling.seed, position)
+        if token.why is Why.KEEP:
+            token.provenance = Provenance.LOCAL
+        elif (known := self._from_burst(position)) is not None:
+            token.id = self._ids[-1] = known
+            token.p = belief.p(known)
+            token.provenance = Provenance.CLOUD
+        else:
+            token.ticket = self._conversation.ask(Question(self._ids[:-1], draft, x))
+            token.logits = step.logits.copy() if token.ticket else None
+            token.provenance = None if token.ticket else Provenance.FALLBACK
+
+    def _settle(self) -> bool:
+        """Settles and emits tokens in order. True if a reply replaced a draft: what was drafted behind it is gone."""
+        while self.settled < len(self.tokens):
+            token = self.tokens[self.settled]
+            if token.provenance is None and not self._resolve(token):
+                return False
+            replaced = token.ticket is not None and token.id != self._ids[self.settled]
+            if replaced:
+                self.rewinds += 1
+                self._drop_from(self.settled + 1)
+                self._ids[-1] = token.id
+            token.ticket = token.logits = None
+            self.settled += 1
+            if self._emit(token) or token.id in self._eog:
+                self._stopped = True
+                self._drop_from(self.settled)
+                return False
+            if replaced:
+                return True
+        return False
+
+    def _resolve(self, token: Token) -> bool:
+        """Settles one asked token by its reply, by an earlier burst or by the deadline. False: nothing of it yet."""
+        ticket, position = token.ticket, self.settled
+        assert ticket is not None
+        assert self._conversation is not None
+        if ticket.reply is not None:
+            self._take(token, ticket.reply, position)
+            if ticket.reply.tokens and token.id == ticket.reply.tokens[0]:
+                self._burst = (position, ticket)  # what else the LLM writes follows this very token
+        elif (known := self._from_burst(position)) is not None:
+            token.id, token.provenance = known, Provenance.CLOUD
+        elif ticket.failed or self._clock() >= ticket.deadline:
+            if not ticket.failed:
+                self._conversation.late(ticket)
+            token.provenance = Provenance.FALLBACK
+        else:
+            return False
+        return True
+
+    def _take(self, token: Token, reply: Reply, position: int) -> None:
+        plan = self.plan
+        assert token.logits is not None
+        token.id = combine(
+            plan.mode,
+            plan.weight,
+            token.draft,
+            token.logits,
+            reply,
+            plan.sampling,
+            self._ids[:position],
+            position,
+        )
+        if reply.y_draft >= 0.0:
+            token.beta = max(0.0, 1.0 - reply.y_draft / max(token.p, 1e-9))
+        known = np.flatnonzero(reply.y_ids == token.id)
+        if len(known):
+            token.p = float(reply.y_p[known[0]])
+        token.provenance = Provenance.CLOUD
+
+    def _from_burst(self, position: int) -> int | None:
+        """The LLM's token at `position`, if an earlier reply went on that far and all since agrees with it."""
+        if self._burst is None:
+            return None
+        anchor, ticket = self._burst
+        offset = position - anchor - 1
+        if offset < 0 or self._ids[anchor + 1 : position] != ticket.burst[:offset]:
+            self._burst = None
+            return None
+        return ticket.burst[offset] if offset < len(ticket.burst) else None
+
+    def _ended(self) -> str | None:
+        if self.tokens and self.settled == len(self.tokens):
+            if self._stopped:
+                return "stop"
+            if len(self.tokens) >= self.plan.max_tokens:
+                return "length"
+        return None
+
+    def _may_go_ahead(self) -> bool:
+        open_questions = sum(1 for token in self.tokens[self.settled :] if token.ticket is not None)
+        return (
+            len(self.tokens) - self.settled <= self.plan.ahead
+            and open_questions < self.plan.in_flight
+            and len(self.tokens) < self.plan.max_tokens
+            and self._ids[-1] not in self._eog
+        )
+
+    def _wait(self) -> Generator[Need, Step | None, None]:
+        token = self.tokens[self.settled]
+        assert token.ticket is not None
+        began = self._clock()
+        yield Wait(token.ticket.deadline)
+        token.wait += self._clock() - began
+
+    def _drop_from(self, position: int) -> None:
+        del self.tokens[position:]
+        del self._ids[position:]

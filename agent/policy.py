@@ -1,0 +1,49 @@
+"""Keep, escalate or audit: the decision at each step, behind an interface that learning can take over."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+from typing import NamedTuple
+
+from models.sampling import uniform
+
+_AUDIT = 4  # tells the audit's random number from the others of one position (models.sampling.uniform)
+
+
+class Why(StrEnum):
+    KEEP = "keep"
+    ESCALATE = "escalate"
+    AUDIT = "audit"
+
+
+class Decision(NamedTuple):
+    """`propensity`: the probability with which this step was going to be sent, for unbiased learning."""
+
+    why: Why
+    propensity: float
+
+
+class Policy(ABC):
+    """MUST be a pure function of its arguments between two updates of what was learned, so that a step that is taken
+    again after a rewind is decided alike."""
+
+    threshold: float
+
+    @abstractmethod
+    def decide(self, u: float, seed: int, position: int) -> Decision: ...
+
+
+class FixedThreshold(Policy):
+    """Escalates when u > threshold; audits a share of the other steps, chosen at random."""
+
+    def __init__(self, threshold: float, audit: float = 0.0) -> None:
+        self.threshold = threshold
+        self.audit = audit
+
+    def decide(self, u: float, seed: int, position: int) -> Decision:
+        if u > self.threshold:
+            return Decision(Why.ESCALATE, 1.0)
+        if self.audit > 0.0 and uniform(seed, position, _AUDIT) < self.audit:
+            return Decision(Why.AUDIT, self.audit)
+        return Decision(Why.KEEP, self.audit)

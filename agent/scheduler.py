@@ -1,0 +1,180 @@
+"""One thread owns the engine and serves every answer that is being written.
+
+Each turn it feeds, in one batched pass, all answers that have tokens to feed, so they advance together; a long prompt
+goes in slices so that it does not hold up the others. Answers that wait for a reply cost nothing until it comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+from agent.loop import Feed, Need, Wait
+from models.engine.base import Engine, Step
+from models.engine.base import Sequence as Place
+from protocol.errors import Overloaded, SkerryError
+
+log = logging.getLogger(__name__)
+
+_SLICE = 64  # prompt tokens per turn while somebody else is waiting for a token
+_RETRY_AFTER = 2.0  # seconds that a client is told to wait when the queue is full
+
+
+@dataclass(eq=False)
+class Job:
+    """One answer. `start` makes its token loop once there is a place; `finish` is called with why it ended or with
+    the error. Both run on the scheduler's thread."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    start: Callable[[Place], Generator[Need, Step | None, str]]
+    finish: Callable[[str | Exception], None]
+    cancelled: bool = False
+    woken: bool = False
+    place: Place | None = None
+    loop: Generator[Need, Step | None, str] | None = None
+    need: Need | None = None
+    left: list[int] = field(default_factory=list)  # tokens of the present Feed that are still to be fed
+
+
+class Scheduler:
+    """`queue`: how many answers may wait for a place before Overloaded is raised."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float], queue: int = 16) -> None:
+        self.engine = engine
+        self._clock = clock
+        self._queue_limit = queue
+        self._queue: deque[Job] = deque()
+        self._active: list[Job] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._news = False  # something changed since the thread last looked round
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def active(self) -> int:
+        return len(self._active)
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def submit(self, job: Job) -> None:
+        """Raises Overloaded if too many wait already, ContextFull if the job can never fit."""
+        self.engine.check_fits(len(job.prompt), job.max_tokens)
+        with self._changed:
+            if self._closing or len(self._queue) >= self._queue_limit:
+                raise Overloaded("too many requests are waiting: try again shortly", _RETRY_AFTER)
+            self._queue.append(job)
+            self._notify()
+
+    def cancel(self, job: Job) -> None:
+        """The job's place is free after the present turn."""
+        with self._changed:
+            job.cancelled = True
+            self._notify()
+
+    def wake(self, job: Job) -> None:
+        """Something that the job waits for has come."""
+        with self._changed:
+            job.woken = True
+            self._notify()
+
+    def close(self) -> None:
+        """Ends every job and the thread; the engine stays open."""
+        with self._changed:
+            self._closing = True
+            self._notify()
+        self._thread.join()
+
+    def _notify(self) -> None:
+        self._news = True
+        self._changed.notify()
+
+    def _run(self) -> None:
+        while not self._closing:
+            with self._changed:
+                self._news = False
+            self._admit()
+            for job in [job for job in self._active if job.cancelled]:
+                self._end(job, "cancelled")
+            self._resume_waiting()
+            ready = [job for job in self._active if job.left]
+            if ready:
+                self._turn(ready)
+            else:
+                self._sleep()
+        for job in [*self._active, *self._queue]:
+            self._end(job, Overloaded("the agent is shutting down", _RETRY_AFTER))
+
+    def _admit(self) -> None:
+        """Gives waiting jobs a place, first come first served."""
+        while self._queue:
+            job = self._queue[0]
+            if not job.cancelled:
+                try:
+                    job.place = self.engine.open(job.prompt, job.max_tokens)
+                except Overloaded:
+                    return
+                job.loop = job.start(job.place)
+            with self._changed:
+                self._queue.popleft()
+                self._active.append(job)
+            if not job.cancelled:
+                self._resume(job, None)
+
+    def _resume_waiting(self) -> None:
+        now = self._clock()
+        for job in list(self._active):
+            if isinstance(job.need, Wait) and (job.woken or now >= job.need.until):
+                job.woken = False
+                self._resume(job, None)
+
+    def _turn(self, ready: list[Job]) -> None:
+        """One batched pass over all jobs that have something to feed."""
+        size = _SLICE if len(self._active) > 1 else max(len(job.left) for job in ready)
+        feeds = [(job.place, job.left[:size]) for job in ready if job.place is not None]
+        try:
+            steps = self.engine.forward(feeds)
+        except (SkerryError, RuntimeError) as error:
+            for job in ready:
+                self._end(job, error)
+            return
+        for job, step in zip(ready, steps, strict=True):
+            del job.left[:size]
+            if not job.left:
+                self._resume(job, step)
+
+    def _resume(self, job: Job, step: Step | None) -> None:
+        """Runs the job's token loop up to its next need."""
+        assert job.loop is not None
+        try:
+            job.need = job.loop.send(step)
+            if isinstance(job.need, Feed):
+                job.left = list(job.need.tokens)
+        except StopIteration as end:
+            self._end(job, end.value)
+        except Exception as error:  # one answer's failure must not end the others'
+            log.exception("an answer failed")
+            self._end(job, error)
+
+    def _end(self, job: Job, outcome: str | Exception) -> None:
+        if job.loop is not None:
+            job.loop.close()
+        if job.place is not None:
+            job.place.close()
+        if job in self._active:
+            self._active.remove(job)
+        job.left = []
+        job.finish(outcome)
+
+    def _sleep(self) -> None:
+        """Until something changes or the first waiting job's time is up."""
+        untils = [job.need.until for job in self._active if isinstance(job.need, Wait)]
+        timeout = max(0.0, min(untils) - self._clock()) if untils else None
+        with self._changed:
+            self._changed.wait_for(lambda: self._news, timeout)

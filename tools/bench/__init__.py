@@ -1,0 +1,1 @@
+"""`skerry bench`: ratios measured side by side in one run."""

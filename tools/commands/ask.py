@@ -1,0 +1,123 @@
+"""`skerry ask`: one question, answered in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from agent.agent import Account, Agent, Piece, Request, random_seed
+from agent.assemble import assemble
+from agent.cloud import CloudResolver
+from agent.config import AgentConfig
+from models.store import Places, resolve_model
+from protocol.resolve import Message, Mode, Sampling
+from tools import show
+from tools.settings import configuration
+
+_CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud that may not be there
+
+
+@click.command(epilog='Example: skerry ask "Why is the sky blue?" --cloud http://127.0.0.1:8431 --explain')
+@click.argument("question")
+@click.option("--config", type=click.Path(path_type=Path), help="the agent's TOML file")
+@click.option("--model", help="catalog id or path of a GGUF file")
+@click.option("--cloud", help="URL of `skerry serve`")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="ask for help when u is above it")
+@click.option("--mode", type=click.Choice(["verify", "fuse", "take"]), help="what a reply does")
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--seed", type=int, help="the same seed gives the same text")
+@click.option("--threads", type=click.IntRange(0), help="most threads to use")
+@click.option("--private", is_flag=True, help="nothing of this question leaves the device")
+@click.option("--offline", is_flag=True, help="ask nobody for help")
+@click.option("--explain", is_flag=True, help="a table: token, u, who, probability, wait")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object instead of the stream")
+def ask(
+    question: str,
+    config: Path | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    private: bool,
+    offline: bool,
+    explain: bool,
+    as_json: bool,
+    **overrides: Any,
+) -> None:
+    """Answer QUESTION, streaming, coloured by who wrote each token."""
+    settings = _override(configuration(AgentConfig, "agent", config, os.environ), offline=offline, **overrides)
+    sampling = Sampling(temperature=temperature, seed=random_seed() if seed is None else seed)
+    request = Request([Message("user", question)], max_tokens=max_tokens, sampling=sampling, private=private)
+    pieces, account = asyncio.run(_answer(settings, request, quiet=as_json))
+    if as_json:
+        click.echo(json.dumps(show.as_json(account, pieces), ensure_ascii=False))
+        return
+    click.echo()
+    if explain:
+        click.echo("\n" + show.explained(pieces))
+    click.echo(click.style(show.summary(account), dim=True))
+
+
+def _override(
+    config: AgentConfig,
+    *,
+    offline: bool,
+    model: str | None,
+    cloud: str | None,
+    threshold: float | None,
+    mode: Mode | None,
+    threads: int | None,
+) -> AgentConfig:
+    """The configuration with the command line laid over it."""
+
+    def over(section: Any, **values: Any) -> Any:
+        given = {key: value for key, value in values.items() if value is not None}
+        return msgspec.structs.replace(section, **given)
+
+    return AgentConfig(
+        model=over(config.model, name=model, threads=threads, sequences=1),
+        policy=over(config.policy, threshold=threshold),
+        cloud=over(config.cloud, url="" if offline else cloud, mode=mode),
+        api=config.api,
+        log=config.log,
+    )
+
+
+async def _answer(config: AgentConfig, request: Request, *, quiet: bool) -> tuple[list[Piece], Account]:
+    pieces: list[Piece] = []
+    async with running(config) as (agent, cloud):
+        if cloud is not None and not request.private and not await cloud.connected(_CONNECT_SECONDS):
+            click.echo(click.style(f"(no help from the cloud: {cloud.state})", dim=True), err=True)
+        async for event in agent.stream(request):
+            if isinstance(event, Account):
+                return pieces, event
+            pieces.append(event)
+            if not quiet:
+                click.echo(show.coloured(event), nl=False)
+                sys.stdout.flush()
+    raise AssertionError("an answer ends with its account")
+
+
+@asynccontextmanager
+async def running(config: AgentConfig) -> AsyncIterator[tuple[Agent, CloudResolver | None]]:
+    """An agent with its link to the cloud up, and both ended in the end."""
+    path = resolve_model(config.model.name, Places.of(os.environ))
+    agent, cloud = assemble(config, path)
+    link = asyncio.create_task(cloud.run()) if cloud else None
+    try:
+        yield agent, cloud
+    finally:
+        agent.close()
+        if link is not None:
+            link.cancel()
+            with suppress(asyncio.CancelledError):
+                await link
