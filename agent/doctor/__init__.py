@@ -1,0 +1,1 @@
+"""What `skerry doctor` looks at: one module per subject, each check a function that gives findings."""
