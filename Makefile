@@ -4,7 +4,7 @@ BIN := .venv/bin
 # ggml's own thread pool is as fast as OpenMP's alone and suffers less where cores are shared; llava is not needed.
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench docs format clean
 
 demo: .venv/device
 	$(BIN)/skerry demo
@@ -19,6 +19,9 @@ check: .venv/dev
 
 bench: .venv/device
 	$(BIN)/skerry bench all
+
+docs: .venv/dev
+	$(BIN)/python -m tools.docs --write
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -36,7 +36,7 @@ def read_header(path: Path) -> GgufHeader:
     """Raises BadModelFile."""
     try:
         with path.open("rb") as file:
-            values = _values(file)
+            values = read_values(file)
     except OSError as error:
         raise BadModelFile(f"{path}: cannot be read: {error.strerror}") from None
     except (struct.error, KeyError, ValueError):
@@ -50,7 +50,8 @@ def read_header(path: Path) -> GgufHeader:
     )
 
 
-def _values(file: BinaryIO) -> dict[str, Any]:
+def read_values(file: BinaryIO) -> dict[str, Any]:
+    """Every metadata key of the header. Raises ValueError or struct.error where it is none."""
     magic, version, _tensors, count = _take(file, "4sIQQ")
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(magic)

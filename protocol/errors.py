@@ -13,10 +13,10 @@
         ├── UnknownModel       no such id in the catalog
         ├── BadModelFile       the file is missing, truncated or not what its name says
         └── PullError          the model could not be fetched
-            ├── SourceUnreachable
-            ├── HashMismatch
-            ├── DiskFull
-            ├── ReadOnlyFolder
+            ├── SourceUnreachable   a source does not answer
+            ├── HashMismatch   what came is not what the catalog names
+            ├── DiskFull       the file does not fit
+            ├── ReadOnlyFolder the folder may not be written to
             ├── UnsafePath     an archive member or catalog entry points outside its folder
             └── PullLocked     another process is pulling the same file
 

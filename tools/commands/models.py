@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,15 @@ from models.catalog import DEFAULT, Catalog, Entry, Hub, Listed, LocalFile, Sour
 from models.entries import add_entry, remove_entry
 from models.fingerprint import measure
 from models.gguf_header import read_header
-from models.pull import Pulled, pull
+from models.pull import Pulled
 from models.store import Places, remove_files, resolve_model, state
 from protocol.errors import BadModelFile, ConfigError
-from tools.commands.progress import ProgressBar
+from tools.fetch import pull_entry
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-@click.group(name="models")
+@click.group(name="models", epilog="Example: skerry models pull smollm2-135m")
 def models() -> None:
     """Model files: list, pull, verify, add and remove them.
 
@@ -69,7 +67,7 @@ def pull_models(ids: tuple[str, ...], as_json: bool) -> None:
     places = Places.of(os.environ)
     catalog = Catalog(places.entries)
     wanted = [catalog.find(model).entry for model in ids or (DEFAULT,)]  # all known before the first byte
-    done = [(entry, _pull(entry, places)) for entry in wanted]
+    done = [(entry, pull_entry(entry, places)) for entry in wanted]
     if as_json:
         click.echo(json.dumps([_pulled(entry, result) for entry, result in done], indent=2))
 
@@ -179,19 +177,6 @@ def _row(listed: Listed, places: Places) -> dict[str, Any]:
         "shipped": listed.shipped,
         "default": listed.entry.id == DEFAULT,
     }
-
-
-def _pull(entry: Entry, places: Places) -> Pulled:
-    bar = ProgressBar(entry.id, sys.stderr, time.monotonic)
-    try:
-        result = pull(entry, places.models, env=os.environ, progress=bar)
-    finally:
-        bar.close()
-    for failure in result.failed:
-        click.echo(f"{entry.id}: passed over {failure}", err=True)
-    how = f"from {result.source}" if result.source else "already there, nothing to do"
-    click.echo(f"{entry.id}: {how}: {result.path}", err=True)
-    return result
 
 
 def _pulled(entry: Entry, result: Pulled) -> dict[str, Any]:
