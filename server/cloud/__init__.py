@@ -1,0 +1,1 @@
+"""The cloud resolver: a large model that answers single tokens."""

@@ -1,0 +1,36 @@
+"""A session's prompt as the LLM's token ids."""
+
+from __future__ import annotations
+
+from models.chat import render
+from models.engine.base import Tokenizer
+from protocol.errors import ContextFull
+from protocol.resolve import Open
+
+
+class Prompt:
+    """`tokens` is the prompt alone; `follow` puts the answer so far after it. Raises ContextFull, RequestError.
+
+    Messages go through the LLM's own chat template, whatever the device's is. A text is continued, so with another
+    tokenizer it is encoded together with the answer: a word may begin in one and end in the other.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, request: Open, limit: int) -> None:
+        self._tokenizer = tokenizer
+        if isinstance(request.prompt, str):
+            self._text: bytes | None = request.prompt.encode()
+            self.tokens = tokenizer.encode(self._text, start=True)
+        else:
+            self._text = None
+            text = render(tokenizer, request.prompt)
+            begun = text.startswith(tokenizer.begin)  # by the template itself
+            self.tokens = tokenizer.encode(text, start=not begun, special=True)
+        if len(self.tokens) > limit:
+            raise ContextFull(f"the prompt has {len(self.tokens)} tokens, the limit here is {limit}")
+
+    def follow(self, answer: list[int] | bytes) -> list[int]:
+        if not isinstance(answer, bytes):
+            return self.tokens + answer
+        if self._text is not None:
+            return self._tokenizer.encode(self._text + answer, start=True)
+        return self.tokens + self._tokenizer.encode(answer)
