@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from agent.agreement import Agreement
 from agent.loop import Need, Plan, Token, TokenLoop
 from agent.policy import Policy
 from agent.resolver import Conversation, Provenance, Resolver, Traffic
@@ -123,7 +124,7 @@ class Writing:
             top=request.top,
         )
         eog = agent.engine.tokenizer.eog
-        self._loop = TokenLoop(plan, place, agent.softmax, eog, self._conversation, self._emit)
+        self._loop = TokenLoop(plan, place, agent.softmax, eog, self._conversation, self._emit, agent.agreement)
         return self._loop.run(place.align(self.job.prompt))
 
     def _emit(self, token: Token) -> bool:
@@ -178,6 +179,7 @@ class Agent:
         self.engine = engine
         self.options = options
         self.resolver = resolver
+        self.agreement = Agreement()
         self.softmax = Softmax(engine.info.vocab)
         self.scheduler = Scheduler(engine, time.monotonic, queue)
 

@@ -160,8 +160,8 @@ class CloudResolver(Resolver):
             message = wire.decode_from_cloud(frame.data)
             if message is not None:
                 self._dispatch(link, message, len(frame.data))
-        if error := socket.exception():
-            raise ProtocolError(f"the connection broke: {error}")
+        if isinstance(error := socket.exception(), aiohttp.WebSocketError):
+            raise ProtocolError(str(error))
         raise ConnectionError("closed by the other side")
 
     def _dispatch(self, link: Link, message: wire.FromCloud, size: int) -> None:

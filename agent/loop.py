@@ -16,13 +16,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.agreement import Agreement
 from agent.combine import combine
 from agent.policy import Policy, Why
 from agent.resolver import Conversation, Provenance, Question, Reply, Ticket
 from agent.uncertainty import Measure, Softmax
 from models.engine.base import Sequence as Place
 from models.engine.base import Step
-from models.sampling import shape, top_ids, uniform
+from models.sampling import shape, softmax, top_ids, uniform
 from protocol.resolve import Mode, Sampling
 
 
@@ -45,7 +46,7 @@ Need: TypeAlias = Feed | Wait
 class Token:
     """One token of the answer. `provenance` None: not settled yet. `p`: its probability according to whoever produced
     it. `beta`: rejection probability, where the LLM's opinion of the draft is known. `wait`: seconds that the loop
-    stood still for it."""
+    stood still for it; `reply_seconds`: from the question to its reply."""
 
     id: int
     u: float
@@ -56,7 +57,9 @@ class Token:
     draft: int = -1
     beta: float | None = None
     wait: float = 0.0
+    reply_seconds: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
+    question: Question | None = None  # not asked yet: enough others are open
     ticket: Ticket | None = None
     logits: NDArray[np.float32] | None = None
 
@@ -64,7 +67,8 @@ class Token:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How one answer is to be made. `ahead`: tokens that may be drafted behind an open question; 0 blocks on each
-    one. `weight`: w of mode fuse. `top`: log-probabilities to note per token."""
+    one. `in_flight`: questions that may be open at once. `weight`: w of mode fuse. `top`: log-probabilities to note
+    per token."""
 
     sampling: Sampling
     max_tokens: int
@@ -79,7 +83,8 @@ class Plan:
 
 class TokenLoop:
     """`place` is the answer's sequence in the engine, aligned with the prompt. `conversation` None: no help is asked
-    for (offline, private). `emit` is called with each settled token and returns True to stop there."""
+    for (offline, private). `agreement` is shared by all answers. `emit` is called with each settled token and returns
+    True to stop there."""
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class TokenLoop:
         eog: frozenset[int],
         conversation: Conversation | None,
         emit: Callable[[Token], bool],
+        agreement: Agreement,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.plan = plan
@@ -101,6 +107,7 @@ class TokenLoop:
         self._eog = eog
         self._conversation = conversation
         self._emit = emit
+        self._agreement = agreement
         self._clock = clock
         self._ids: list[int] = []
         self._burst: tuple[int, Ticket] | None = None  # the LLM's continuation after the token at this position
@@ -115,6 +122,8 @@ class TokenLoop:
             feed = None
             while feed is None:
                 replaced = self._settle()
+                if self._ask_held():
+                    continue
                 if ended := self._ended():
                     return ended
                 if replaced:
@@ -129,9 +138,9 @@ class TokenLoop:
     def _draft(self, step: Step) -> None:
         """Scores the step, drafts its token and decides who is to settle it."""
         plan, position = self.plan, len(self._ids)
-        x = shape(step.logits, plan.sampling, self._ids)
-        draft = x.draw(uniform(plan.sampling.seed, position))
         belief = self._softmax.load(step.logits)
+        x = shape(step.logits, plan.sampling, self._ids, belief.likeliest)
+        draft = x.draw(uniform(plan.sampling.seed, position))
         u = belief.uncertainty(plan.measure, draft, plan.sampling.seed, position)
         token = Token(draft, u, belief.p(draft), draft=draft)
         if plan.top:
@@ -145,14 +154,29 @@ class TokenLoop:
         token.why, token.propensity = plan.policy.decide(u, plan.sampling.seed, position)
         if token.why is Why.KEEP:
             token.provenance = Provenance.LOCAL
-        elif (known := self._from_burst(position)) is not None:
-            token.id = self._ids[-1] = known
-            token.p = belief.p(known)
-            token.provenance = Provenance.CLOUD
         else:
-            token.ticket = self._conversation.ask(Question(self._ids[:-1], draft, x))
-            token.logits = step.logits.copy() if token.ticket else None
+            token.question = Question(self._ids[:-1], draft, x)
+            token.logits = step.logits.copy()
+
+    def _ask_held(self) -> bool:
+        """Asks the last token's question, once few enough others are open. True if that may have settled it.
+
+        A question behind k open ones is of use only if the replies to all k agree with their drafts.
+        """
+        token = self.tokens[-1] if self.tokens else None
+        if token is None or token.question is None or self._conversation is None:
+            return False
+        known = self._from_burst(len(self._ids) - 1)
+        if known is not None:
+            self._use_burst(token, known)
+            self._ids[-1] = known
+        elif self._open_questions() >= self._agreement.worth_asking(self.plan.in_flight):
+            return False
+        else:
+            token.ticket = self._conversation.ask(token.question)
             token.provenance = None if token.ticket else Provenance.FALLBACK
+        token.question = None
+        return True
 
     def _settle(self) -> bool:
         """Settles and emits tokens in order. True if a reply replaced a draft: what was drafted behind it is gone."""
@@ -178,14 +202,16 @@ class TokenLoop:
     def _resolve(self, token: Token) -> bool:
         """Settles one asked token by its reply, by an earlier burst or by the deadline. False: nothing of it yet."""
         ticket, position = token.ticket, self.settled
-        assert ticket is not None
-        assert self._conversation is not None
+        if ticket is None or self._conversation is None:
+            return False  # its question is still held back
         if ticket.reply is not None:
             self._take(token, ticket.reply, position)
+            self._agreement.observe(agreed=token.id == token.draft)
+            token.reply_seconds = ticket.replied_at - ticket.asked_at
             if ticket.reply.tokens and token.id == ticket.reply.tokens[0]:
                 self._burst = (position, ticket)  # what else the LLM writes follows this very token
         elif (known := self._from_burst(position)) is not None:
-            token.id, token.provenance = known, Provenance.CLOUD
+            self._use_burst(token, known)
         elif ticket.failed or self._clock() >= ticket.deadline:
             if not ticket.failed:
                 self._conversation.late(ticket)
@@ -214,6 +240,11 @@ class TokenLoop:
             token.p = float(reply.y_p[known[0]])
         token.provenance = Provenance.CLOUD
 
+    def _use_burst(self, token: Token, known: int) -> None:
+        assert token.logits is not None
+        token.id, token.provenance = known, Provenance.CLOUD
+        token.p = float(softmax(token.logits)[known])
+
     def _from_burst(self, position: int) -> int | None:
         """The LLM's token at `position`, if an earlier reply went on that far and all since agrees with it."""
         if self._burst is None:
@@ -233,12 +264,14 @@ class TokenLoop:
                 return "length"
         return None
 
+    def _open_questions(self) -> int:
+        return sum(1 for token in self.tokens[self.settled :] if token.ticket is not None)
+
     def _may_go_ahead(self) -> bool:
-        open_questions = sum(1 for token in self.tokens[self.settled :] if token.ticket is not None)
         return (
             len(self.tokens) - self.settled <= self.plan.ahead
-            and open_questions < self.plan.in_flight
             and len(self.tokens) < self.plan.max_tokens
+            and self.tokens[-1].question is None
             and self._ids[-1] not in self._eog
         )
 

@@ -35,14 +35,14 @@ class Policy(ABC):
 
 
 class FixedThreshold(Policy):
-    """Escalates when u > threshold; audits a share of the other steps, chosen at random."""
+    """Escalates when u > threshold, and always at threshold 0; audits a share of the other steps, chosen at random."""
 
     def __init__(self, threshold: float, audit: float = 0.0) -> None:
         self.threshold = threshold
         self.audit = audit
 
     def decide(self, u: float, seed: int, position: int) -> Decision:
-        if u > self.threshold:
+        if u > self.threshold or self.threshold <= 0.0:
             return Decision(Why.ESCALATE, 1.0)
         if self.audit > 0.0 and uniform(seed, position, _AUDIT) < self.audit:
             return Decision(Why.AUDIT, self.audit)

@@ -99,9 +99,10 @@ class Scheduler:
         while not self._closing:
             with self._changed:
                 self._news = False
-            self._admit()
-            for job in [job for job in self._active if job.cancelled]:
+                cancelled = [job for job in (*self._active, *self._queue) if job.cancelled]
+            for job in cancelled:
                 self._end(job, "cancelled")
+            self._admit()
             self._resume_waiting()
             ready = [job for job in self._active if job.left]
             if ready:
@@ -115,17 +116,15 @@ class Scheduler:
         """Gives waiting jobs a place, first come first served."""
         while self._queue:
             job = self._queue[0]
-            if not job.cancelled:
-                try:
-                    job.place = self.engine.open(job.prompt, job.max_tokens)
-                except Overloaded:
-                    return
-                job.loop = job.start(job.place)
+            try:
+                job.place = self.engine.open(job.prompt, job.max_tokens)
+            except Overloaded:
+                return
+            job.loop = job.start(job.place)
             with self._changed:
                 self._queue.popleft()
                 self._active.append(job)
-            if not job.cancelled:
-                self._resume(job, None)
+            self._resume(job, None)
 
     def _resume_waiting(self) -> None:
         now = self._clock()
@@ -167,8 +166,11 @@ class Scheduler:
             job.loop.close()
         if job.place is not None:
             job.place.close()
-        if job in self._active:
-            self._active.remove(job)
+        with self._changed:
+            for jobs in (self._active, self._queue):
+                if job in jobs:
+                    jobs.remove(job)
+            self._news = True  # there may be a place for the next one now: no sleep before the queue is looked at
         job.left = []
         job.finish(outcome)
 

@@ -15,13 +15,14 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sampling import shifted
+from models.sampling import FLOOR, shifted
 
 Floats = NDArray[np.float32]
 Measure = Literal["entropy", "margin", "max_probability", "temperature"]
 MEASURES: tuple[str, ...] = get_args(Measure)
 
 PERTURBATIONS = 20  # U-HLM's K
+_MASK = (1 << 64) - 1  # numpy takes no negative seeds
 _TEMPERATURES = np.linspace(0.0, 2.0, PERTURBATIONS)[1:]  # the first, 0, draws the likeliest token
 
 
@@ -32,13 +33,18 @@ class Softmax:
         self._z = np.empty(vocab, np.float32)
         self._e = np.empty(vocab, np.float32)
         self._total = 1.0
+        self.likeliest = 0
 
     def load(self, logits: Floats) -> Softmax:
         """Takes over `logits` (V,). Raises ValueError if they are NaN or all -inf."""
-        self._z = shifted(logits, out=self._z)
+        self.likeliest = int(logits.argmax())
+        peak = logits[self.likeliest]
+        if np.isfinite(peak):
+            np.subtract(logits, peak, out=self._z)
+        else:
+            self._z = shifted(logits)
         np.exp(self._z, out=self._e)
         self._total = float(self._e.sum())
-        self.likeliest = int(self._z.argmax())
         return self
 
     def p(self, token: int) -> float:
@@ -48,8 +54,8 @@ class Softmax:
         return float(self._z[token]) - float(np.log(self._total))
 
     def log_all(self) -> Floats:
-        """(V,) log-probabilities, a new array."""
-        return self._z - np.float32(np.log(self._total))
+        """(V,) log-probabilities, finite, a new array."""
+        return np.maximum(self._z, FLOOR) - np.float32(np.log(self._total))
 
     def uncertainty(self, measure: Measure, draft: int, seed: int, position: int) -> float:
         """u by `measure`. `draft`, `seed` and `position` matter to `temperature` alone."""
@@ -61,12 +67,16 @@ class Softmax:
             case "max_probability":
                 u = self.max_probability()
             case "temperature":
-                u = self.perturbation(draft, np.random.default_rng((seed, position)).random(PERTURBATIONS))
+                u = self.perturbation(draft, np.random.default_rng((seed & _MASK, position)).random(PERTURBATIONS))
         return min(1.0, max(0.0, u))
 
     def entropy(self) -> float:
-        nats = float(np.log(self._total)) - float(np.dot(self._e, self._z)) / self._total
-        return nats / float(np.log(len(self._z)))
+        # Not np.dot: BLAS would start threads of its own, which spin on the cores that the model needs.
+        mean = float(np.einsum("i,i->", self._e, self._z)) / self._total
+        if np.isnan(mean):  # 0 * -inf
+            np.maximum(self._z, FLOOR, out=self._z)
+            mean = float(np.einsum("i,i->", self._e, self._z)) / self._total
+        return (float(np.log(self._total)) - mean) / float(np.log(len(self._z)))
 
     def margin(self) -> float:
         first = self._e[self.likeliest]

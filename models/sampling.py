@@ -19,8 +19,9 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
 
 PENALTY_WINDOW = 64  # tokens that the repetition penalty looks back on, llama.cpp's default
-_FLOOR = np.float32(-80.0)  # e^-80 is nothing in float32, and 0 * -inf would be NaN
+FLOOR = np.float32(-80.0)  # e^-80 is nothing in float32, and 0 * -inf would be NaN
 _MASK = (1 << 64) - 1
+_ONE = np.ones(1, np.float32)
 
 
 class Shaped(NamedTuple):
@@ -38,6 +39,8 @@ class Shaped(NamedTuple):
 
     def draw(self, r: float) -> int:
         """The token at quantile r in [0, 1) of the cumulative distribution."""
+        if len(self.p) == 1 and self.ids is not None:
+            return int(self.ids[0])
         cumulative = np.cumsum(self.p, dtype=np.float64)
         index = int(np.searchsorted(cumulative, r * cumulative[-1], side="right"))
         index = min(index, len(self.p) - 1)
@@ -50,13 +53,13 @@ def shifted(logits: Floats, out: Floats | None = None) -> Floats:
     if not np.isfinite(top):
         return _infinite(logits, top)
     z: Floats = np.subtract(logits, top, out=out)
-    return np.maximum(z, _FLOOR, out=z)
+    return np.maximum(z, FLOOR, out=z)
 
 
 def _infinite(logits: Floats, top: np.float32) -> Floats:
     if np.isnan(top) or top < 0:
         raise ValueError("the model gave logits that are NaN or all -inf")
-    return np.where(np.isposinf(logits), np.float32(0), _FLOOR).astype(np.float32)
+    return np.where(np.isposinf(logits), np.float32(0), FLOOR).astype(np.float32)
 
 
 def softmax(logits: Floats) -> Floats:
@@ -94,12 +97,13 @@ def top_ids(values: Floats, k: int) -> Ids:
     return candidates[order]
 
 
-def shape(logits: Floats, sampling: Sampling, recent: Sequence[int] = ()) -> Shaped:
-    """What `sampling` makes of `logits` (V,), given the tokens so far."""
+def shape(logits: Floats, sampling: Sampling, recent: Sequence[int] = (), likeliest: int = -1) -> Shaped:
+    """What `sampling` makes of `logits` (V,), given the tokens so far; `likeliest` saves a pass where it is known."""
     if sampling.repetition_penalty != 1.0 and recent:
         logits = _penalised(logits, sampling.repetition_penalty, recent[-PENALTY_WINDOW:])
+        likeliest = -1
     if sampling.temperature <= 0.0:
-        return Shaped(np.array([int(logits.argmax())]), np.ones(1, np.float32))
+        return Shaped(np.array([logits.argmax() if likeliest < 0 else likeliest]), _ONE)
     if sampling.top_k <= 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
         return Shaped(None, softmax(logits / np.float32(sampling.temperature)))
     ids = top_ids(logits, sampling.top_k if sampling.top_k > 0 else len(logits))

@@ -57,7 +57,8 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str | bytes, *, start: bool = False, special: bool = False) -> list[int]:
         """Token ids of `text`. `start` adds the model's begin token where it wants one; `special` reads control
-        tokens such as `<|im_start|>` written in the text (chat templates)."""
+        tokens such as `<|im_start|>` written in the text (chat templates). Bytes that are no UTF-8 keep their value;
+        what no token stands for is left out."""
 
     @abstractmethod
     def piece(self, token: int) -> bytes:

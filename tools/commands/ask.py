@@ -18,9 +18,10 @@ from agent.agent import Account, Agent, Piece, Request, random_seed
 from agent.assemble import assemble
 from agent.cloud import CloudResolver
 from agent.config import AgentConfig
-from models.store import Places, resolve_model
+from models.store import Places
 from protocol.resolve import Message, Mode, Sampling
 from tools import show
+from tools.fetch import model_file
 from tools.settings import configuration
 
 _CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud that may not be there
@@ -110,7 +111,7 @@ async def _answer(config: AgentConfig, request: Request, *, quiet: bool) -> tupl
 @asynccontextmanager
 async def running(config: AgentConfig) -> AsyncIterator[tuple[Agent, CloudResolver | None]]:
     """An agent with its link to the cloud up, and both ended in the end."""
-    path = resolve_model(config.model.name, Places.of(os.environ))
+    path = model_file(config.model.name, Places.of(os.environ))
     agent, cloud = assemble(config, path)
     link = asyncio.create_task(cloud.run()) if cloud else None
     try:

@@ -1,0 +1,240 @@
+"""The application: routes, who may call them, and how answers and errors go out."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from agent.agent import Account, Agent, random_seed
+from agent.api import schema
+from agent.api.answer import Portion, portions
+from agent.api.errors import describe, respond
+from agent.api.listen import is_loopback
+from agent.api.metrics import Metrics
+from agent.api.render import ChatRendering, Head, Json, Rendering, TextRendering
+from agent.cloud import CloudResolver
+from agent.config import Api as ApiConfig
+from protocol.errors import AuthError, ContextFull, RequestError, UnknownModel
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_BODY_SECONDS = 30.0  # within which a request's body has to arrive
+_OPEN = ("/health", "/ready")  # for probes, which carry no key
+_SSE = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """`id` is what clients are told; `aliases` are accepted as well."""
+
+    id: str
+    aliases: frozenset[str]
+
+    @classmethod
+    def of(cls, configured: str, file: Path) -> ModelName:
+        """`configured`: catalog id or path, as in the configuration."""
+        return cls(Path(configured).name.removesuffix(".gguf"), frozenset((configured, file.stem)))
+
+    def check(self, asked: str | None) -> None:
+        """Raises UnknownModel."""
+        if asked is not None and asked != self.id and asked not in self.aliases:
+            raise UnknownModel(f"no model of that name here: this agent serves {self.id}")
+
+
+class Api:
+    """`app` is the aiohttp application."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        cloud: CloudResolver | None,
+        config: ApiConfig,
+        model: ModelName,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._agent = agent
+        self._cloud = cloud
+        self._key = config.key.encode()
+        self._defaults = schema.Defaults(config.max_tokens, random_seed)
+        self._model = model
+        self._clock = clock
+        self._started = int(clock())
+        self.metrics = Metrics(agent, cloud)
+        self.app = web.Application(client_max_size=config.body_bytes, middlewares=[self._account, self._guard])
+        self.app.add_routes(
+            [
+                web.post("/v1/chat/completions", self.chat),
+                web.post("/v1/completions", self.completion),
+                web.get("/v1/models", self.list_models),
+                web.get("/v1/models/{id:.+}", self.show_model),
+                web.get("/health", self.health),
+                web.get("/ready", self.ready),
+                web.get("/metrics", self.show_metrics),
+            ]
+        )
+
+    @web.middleware
+    async def _account(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Turns errors into responses and counts how requests end."""
+        resource = request.match_info.route.resource
+        endpoint = resource.canonical if resource else "other"
+        outcome = "cancelled"
+        try:
+            response = await handler(request)
+            outcome = request.get("outcome", "ok")
+            return response
+        except ConnectionError:  # the client has gone
+            raise
+        except Exception as error:
+            failure = describe(error)
+            outcome = failure.outcome
+            if failure.status >= 500:
+                _log(error)
+            return respond(failure)
+        finally:
+            self.metrics.request(endpoint, outcome)
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in _OPEN:
+            return await handler(request)
+        if self._key:
+            scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+            raw = sent.strip().encode("utf-8", "surrogateescape")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(raw, self._key):
+                raise AuthError("wrong or missing API key: send `Authorization: Bearer` with the agent's api.key")
+        elif not is_loopback(request.url.host or ""):
+            # A web page can point a name of its own at this address and then call it as its own (DNS rebinding).
+            raise web.HTTPForbidden(reason="without api.key this agent answers to localhost and 127.0.0.1 only")
+        return await handler(request)
+
+    async def chat(self, http: web.Request) -> web.StreamResponse:
+        return await self._answer(http, schema.chat(await _body(http), self._defaults), ChatRendering)
+
+    async def completion(self, http: web.Request) -> web.StreamResponse:
+        try:
+            return await self._answer(http, schema.completion(await _body(http), self._defaults), TextRendering)
+        except ContextFull as error:
+            error.param = "prompt"
+            raise
+
+    async def list_models(self, http: web.Request) -> web.StreamResponse:
+        return web.json_response({"object": "list", "data": [self._describe_model()]})
+
+    async def show_model(self, http: web.Request) -> web.StreamResponse:
+        self._model.check(http.match_info["id"])
+        return web.json_response(self._describe_model())
+
+    async def health(self, http: web.Request) -> web.StreamResponse:
+        return web.json_response({"status": "ok"})
+
+    async def ready(self, http: web.Request) -> web.StreamResponse:
+        """The model is loaded before anybody can ask. The cloud's state goes without details: no key is needed."""
+        scheduler, cloud = self._agent.scheduler, self._cloud
+        state = {"state": cloud.state.partition(":")[0], "breaker": cloud.breaker.state} if cloud else None
+        return web.json_response(
+            {
+                "status": "ready",
+                "model": self._model.id,
+                "cloud": state,
+                "active": scheduler.active,
+                "queued": scheduler.queued,
+            }
+        )
+
+    async def show_metrics(self, http: web.Request) -> web.StreamResponse:
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    def _describe_model(self) -> Json:
+        info = self._agent.engine.info
+        return {
+            "id": self._model.id,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "skerry",
+            "skerry": {
+                "fingerprint": info.fingerprint,
+                "architecture": info.architecture,
+                "context": info.context,
+            },
+        }
+
+    async def _answer(self, http: web.Request, asked: schema.Asked, style: type[Rendering]) -> web.StreamResponse:
+        self._model.check(asked.model)
+        fingerprint = self._agent.engine.info.fingerprint
+        head = Head(secrets.token_hex(12), int(self._clock()), self._model.id, f"fp_{fingerprint[:16]}")
+        rendering = style(head, self._agent.engine.tokenizer, logprobs=asked.logprobs, tokens=asked.tokens)
+        events = portions(self._agent, asked.request, self.metrics.note)
+        if asked.stream:
+            return await _stream(http, rendering.chunks(events, include_usage=asked.include_usage))
+        return await _whole(events, rendering)
+
+
+async def _whole(events: AsyncGenerator[Portion | Account, None], rendering: Rendering) -> web.Response:
+    said: list[Portion] = []
+    async with aclosing(events) as answer:
+        async for event in answer:
+            if isinstance(event, Account):
+                return _json(rendering.whole(said, event))
+            said.append(event)
+    raise AssertionError("an answer ends with its account")
+
+
+async def _stream(http: web.Request, chunks: AsyncGenerator[Json, None]) -> web.StreamResponse:
+    """Server-sent events. An error before the first one still gets a status of its own."""
+    async with aclosing(chunks) as stream:
+        chunk: Json | None = await anext(stream)
+        response = web.StreamResponse(headers=_SSE)
+        await response.prepare(http)
+        try:
+            while chunk is not None:
+                await response.write(_event(msgspec.json.encode(chunk)))
+                chunk = await anext(stream, None)
+            await response.write(_event(b"[DONE]"))
+        except ConnectionError:
+            raise
+        except Exception as error:
+            failure = describe(error)
+            http["outcome"] = failure.outcome
+            if failure.status >= 500:
+                _log(error)
+            await response.write(_event(msgspec.json.encode(failure.body)))
+    await response.write_eof()
+    return response
+
+
+async def _body(http: web.Request) -> bytes:
+    """Raises RequestError, TimeoutError, HTTPRequestEntityTooLarge."""
+    if http.content_type != "application/json":  # which a web page cannot send here without being allowed to
+        raise RequestError("the body must be JSON, sent with Content-Type: application/json")
+    async with asyncio.timeout(_BODY_SECONDS):
+        return await http.read()
+
+
+def _json(value: Json) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def _log(error: Exception) -> None:
+    """Where it happened, but not the message, which may quote what the client sent."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"
+    log.error("a request failed: %s at %s", type(error).__name__, where)

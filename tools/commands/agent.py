@@ -1,0 +1,75 @@
+"""`skerry agent`: the daemon with the OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from agent.agent import Agent
+from agent.api.app import Api, ModelName
+from agent.api.daemon import serve
+from agent.api.listen import check_listening
+from agent.assemble import assemble
+from agent.cloud import CloudResolver
+from agent.config import AgentConfig
+from models.store import Places, resolve_model
+from tools.settings import configuration
+
+
+@click.command(epilog="Example: skerry agent --cloud http://127.0.0.1:8431 --threads 2")
+@click.option("--config", type=click.Path(path_type=Path), help="the agent's TOML file")
+@click.option("--port", type=click.IntRange(0, 65_535), help="port to listen on; 0: any free one")
+@click.option("--model", help="catalog id or path of a GGUF file")
+@click.option("--threads", type=click.IntRange(0), help="most threads to use")
+@click.option("--cloud", help="URL of `skerry serve`")
+def agent(config: Path | None, port: int | None, model: str | None, threads: int | None, cloud: str | None) -> None:
+    """Serve the OpenAI-compatible API on this device until SIGTERM or Ctrl-C.
+
+    Point any OpenAI client at http://127.0.0.1:8430/v1; /health, /ready and /metrics are there as well.
+    """
+    settings = configuration(AgentConfig, "agent", config, os.environ)
+    settings = msgspec.structs.replace(
+        settings,
+        model=_over(settings.model, name=model, threads=threads),
+        cloud=_over(settings.cloud, url=cloud),
+        api=_over(settings.api, port=port),
+    )
+    check_listening(settings.api)
+    logging.basicConfig(level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    path = resolve_model(settings.model.name, Places.of(os.environ))
+    made, link = assemble(settings, path)
+    try:
+        asyncio.run(_serve(made, link, settings, ModelName.of(settings.model.name, path)))
+    finally:
+        made.close()
+
+
+def _over(section: Any, **values: Any) -> Any:
+    """The section with what the command line gives laid over it."""
+    return msgspec.structs.replace(section, **{key: value for key, value in values.items() if value is not None})
+
+
+async def _serve(made: Agent, link: CloudResolver | None, settings: AgentConfig, model: ModelName) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def begin_to_stop() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)  # the second one ends the process at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, begin_to_stop)
+
+    def ready(url: str) -> None:
+        cloud = settings.cloud.url or "none"
+        print(f"skerry agent: ready on {url} (model {model.id}, cloud {cloud})", flush=True)
+
+    await serve(made, link, Api(made, link, settings.api, model), settings.api, ready, stop)

@@ -1,0 +1,78 @@
+"""`skerry bench`: speed, as ratios measured side by side in one run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models.store import Places
+from tools.fetch import model_file
+
+
+def _model(name: str) -> Path:
+    return model_file(name, Places.of(os.environ))
+
+
+def _progress(as_json: bool) -> Callable[[str], None]:
+    """Progress goes to stderr, so that `--json` prints one object and nothing else."""
+    return lambda line: click.echo(click.style(line, dim=True), err=True) if not as_json or os.isatty(2) else None
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    width = max(map(len, result))
+    for key, value in result.items():
+        click.echo(f"{key:<{width}}  {value}")
+
+
+@click.group(epilog="Example: skerry bench decode --json")
+def bench() -> None:
+    """Measure speed, side by side, on this machine. Nothing else should run meanwhile."""
+
+
+@bench.command(epilog="Example: skerry bench decode --busy 1 --json")
+@click.option("--model", default="smollm2-135m", show_default=True, help="catalog id or path of a GGUF file")
+@click.option("--tokens", type=click.IntRange(16), default=128, show_default=True, help="per arm and round")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--busy", type=click.IntRange(0), default=0, help="also measure beside this many busy processes")
+@click.option("--json", "as_json", is_flag=True)
+def decode(model: str, tokens: int, rounds: int, busy: int, as_json: bool) -> None:
+    """The token loop against a bare llama_decode loop and against llama-cpp-python."""
+    from tools.bench import decode as arms
+
+    result = arms.measure(_model(model), tokens=tokens, rounds=rounds, busy=busy, progress=_progress(as_json))
+    _print(result, as_json)
+
+
+@bench.command(epilog="Example: skerry bench link --rtt-ms 80 --escalate 0.2 --json")
+@click.option("--model", default="smollm2-135m", show_default=True, help="the device's model")
+@click.option("--cloud-model", default="qwen2.5-coder-0.5b", show_default=True, help="the cloud's model")
+@click.option("--rtt-ms", type=click.FloatRange(0), default=80.0, show_default=True, help="round-trip time of the link")
+@click.option("--escalate", type=click.FloatRange(0.01, 1), default=0.2, show_default=True, help="share of tokens")
+@click.option("--tokens", type=click.IntRange(16), default=96, show_default=True, help="per answer")
+@click.option("--burst", type=click.IntRange(1), default=4, show_default=True, help="of the arm with bursts")
+@click.option("--json", "as_json", is_flag=True)
+def link(model: str, cloud_model: str, rtt_ms: float, escalate: float, tokens: int, burst: int, as_json: bool) -> None:
+    """Draft-ahead against a loop that waits for each reply, over a link with a delay."""
+    from tools.bench import link as arms
+
+    result = asyncio.run(
+        arms.measure(
+            _model(model),
+            cloud_model,
+            rtt_ms=rtt_ms,
+            escalate=escalate,
+            tokens=tokens,
+            burst=burst,
+            progress=_progress(as_json),
+        )
+    )
+    _print(result, as_json)
