@@ -56,7 +56,8 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, tag_field="type"):
 
 class Open(_Frame, frozen=True, tag="open"):
     """Begins a session; answered only if refused. `prompt`: chat messages or text to continue. `tokenizer`: the
-    device's fingerprint. `top`: how many of the LLM's log-probabilities each Answer carries. `burst`: how many more tokens may follow."""
+    device's fingerprint. `top`: how many of the LLM's log-probabilities each Answer carries. `burst`: how many more
+    tokens may follow."""
 
     session: int
     prompt: list[Message] | str
@@ -113,7 +114,7 @@ class Answer(_Frame, frozen=True, tag="answer"):
     `text` (other tokenizer): the bytes to emit, b"" for the end of the answer.
     `y_logp` (float32): log-probabilities at temperature 1 of the LLM's likeliest tokens, whose ids are `y_ids`
     (uint32) or whose bytes are `y_pieces` (b"": the end). `y_draft`: the draft's probability, -1 if unknown.
-    `llm_tokens`: forward positions the LLM computed for this answer, prompt not counted.
+    `llm_tokens`: tokens the LLM wrote for this answer; what it read is not counted.
     """
 
     session: int

@@ -15,7 +15,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def configuration(schema: type[T], name: str, path: Path | None, env: Mapping[str, str]) -> T:
-    """`path`, else `<user's configuration folder>/skerry/<name>.toml` if it exists, else defaults. Raises ConfigError."""
+    """`path`, else `<name>.toml` in the user's configuration folder if it exists, else defaults. Raises ConfigError."""
     if path is None:
         usual = platformdirs.user_config_path("skerry") / f"{name}.toml"
         path = usual if usual.exists() else None
