@@ -78,6 +78,7 @@ class CloudResolver(Resolver):
         self.options = options
         self.mode = options.mode
         self.tokenizer = tokenizer
+        self.fingerprint = tokenizer.fingerprint  # takes a moment, which the first answer should not wait for
         self.breaker = breaker
         self.clock = clock
         self.link: Link | None = None

@@ -57,7 +57,7 @@ class CloudConversation(Conversation):
         link, breaker, now = self._resolver.link, self._resolver.breaker, self._resolver.clock()
         if link is None or now < self._shut_until:
             return None
-        same = link.hello.tokenizer == self._resolver.tokenizer.fingerprint
+        same = link.hello.tokenizer == self._resolver.fingerprint
         units = question.answer if same else self._resolver.tokenizer.decode(question.answer)
         if not same and _cut_off(bytes(units)):
             return None  # half a character means nothing to another tokenizer
@@ -99,7 +99,7 @@ class CloudConversation(Conversation):
             wire.Open(
                 session=self._session,
                 prompt=prompt,
-                tokenizer=self._resolver.tokenizer.fingerprint,
+                tokenizer=self._resolver.fingerprint,
                 sampling=sampling,
                 mode=self._mode,
                 top=min(top, link.hello.top),
@@ -143,7 +143,7 @@ class CloudConversation(Conversation):
         """Puts the answer, in the SLM's tokens, into its ticket. Raises ProtocolError."""
         self.traffic.bytes_down += wire.wire_size(size, masked=False)
         self.traffic.llm_tokens += max(0, answer.llm_tokens - 1)
-        same = hello.tokenizer == self._resolver.tokenizer.fingerprint
+        same = hello.tokenizer == self._resolver.fingerprint
         ticket.replied_at = self._resolver.clock()
         ticket.reply = self._reply(answer) if same else self._mapped(ticket, answer)
         self.wake()

@@ -185,4 +185,7 @@ class Engine(ABC):
 
 def common_prefix(a: Seq[int], b: Seq[int]) -> int:
     """Length of the longest common prefix."""
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _KV_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of it
+_PROMPT = 8  # tokens from which a pass is long enough to ask which cores are free
 _BATCH = 256  # tokens per prefill pass: larger is hardly faster on a CPU and takes more memory
 
 
@@ -185,6 +186,8 @@ class GgufEngine(Engine):
         heads = [(sequence, token) for sequence, tokens in feeds for token in tokens[:-1]]
         lasts = [(sequence, tokens[-1]) for sequence, tokens in feeds]
         beside = 0 if self._hidden else min(len(heads), _BATCH - len(lasts))
+        if len(heads) >= _PROMPT:
+            self._set_threads(prompt=self._governor.for_prompt())
         for at in range(0, len(heads) - beside, _BATCH):
             self._decode(heads[at : min(at + _BATCH, len(heads) - beside)], outputs=0)
         started = time.perf_counter()
@@ -230,7 +233,11 @@ class GgufEngine(Engine):
     def _govern(self, seconds: float) -> None:
         before = self._governor.count
         if self._governor.observe(seconds) != before:
-            llama.llama_set_n_threads(self._ctx, self._governor.count, self._governor.count)
+            self._set_threads(prompt=self._governor.count)
+
+    def _set_threads(self, prompt: int) -> None:
+        """`prompt`: for passes of several tokens; steps use what the governor says."""
+        llama.llama_set_n_threads(self._ctx, self._governor.count, prompt)
 
     def _trim(self, id: int, position: int) -> None:
         llama.llama_memory_seq_rm(self._memory, id, position, -1)

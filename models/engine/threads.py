@@ -2,12 +2,14 @@
 
 ggml's threads spin at a barrier after every operation, so one thread that has to share its core holds up all others:
 with every core busy a decode can be forty times slower with two threads than with one. The governor sees this in the
-step times and settles on the thread count that is fastest at the moment.
+step times and settles on the thread count that is fastest at the moment. A prompt, which is one long pass, can't be
+tried out: it gets the cores that nobody else is running on just then.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +29,18 @@ def physical_cores() -> int:
     return max(1, len(siblings))
 
 
+def others_running() -> int:
+    """Threads that want to run now besides the caller's, on the whole machine; 0 where the system does not tell."""
+    try:
+        stat = Path("/proc/stat").read_text()
+    except OSError:
+        return 0
+    for line in reversed(stat.splitlines()):
+        if line.startswith("procs_running"):
+            return max(0, int(line.split()[1]) - 1)
+    return 0
+
+
 class ThreadGovernor:
     """Feed it every single-token step's time, in seconds; `count` is the thread count to use next.
 
@@ -34,8 +48,10 @@ class ThreadGovernor:
     Fewer threads are tried when steps become slower than usual, more threads at growing intervals.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, others: Callable[[], int] = others_running) -> None:
         self.limit = limit
+        self._others = others
+        self._cores = physical_cores()
         self.count = limit
         self._settled = limit
         self._recent: list[float] = []
@@ -43,6 +59,13 @@ class ThreadGovernor:
         self._patience = _SOON
         self._until_trial = _SOON
         self._rejected: float | None = None  # the median at which the last trial of fewer threads failed
+
+    def for_prompt(self) -> int:
+        """The thread count for a prompt that is about to be computed. The first one also sets where steps begin."""
+        count = max(1, min(self.limit, self._cores - self._others()))
+        if self._usual is None and not self._recent:
+            self.count = self._settled = count
+        return count
 
     def observe(self, seconds: float) -> int:
         """Notes one step and returns the thread count for the next one."""

@@ -76,3 +76,23 @@ def link(model: str, cloud_model: str, rtt_ms: float, escalate: float, tokens: i
         )
     )
     _print(result, as_json)
+
+
+@bench.command(epilog="Example: skerry bench start --json")
+@click.option("--model", default="smollm2-135m", show_default=True, help="catalog id or path of a GGUF file")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def start(model: str, rounds: int, as_json: bool) -> None:
+    """Process start to first token, and an agent's memory."""
+    from tools.bench import start as arms
+
+    _print(arms.measure(_model(model), rounds=rounds, progress=_progress(as_json)), as_json)
+
+
+@bench.command("all", epilog="Example: skerry bench all")
+@click.pass_context
+def everything(context: click.Context) -> None:
+    """decode (also beside a busy process), link and start, one after the other."""
+    for command, options in ((decode, {"busy": 1}), (link, {}), (start, {})):
+        click.echo(click.style(f"== {command.name}", bold=True))
+        context.invoke(command, **options)
