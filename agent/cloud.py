@@ -131,9 +131,7 @@ class CloudResolver(Resolver):
             async with http.ws_connect(
                 url, headers=headers, heartbeat=_HEARTBEAT_SECONDS, max_msg_size=wire.MAX_FRAME, compress=0
             ) as socket:
-                hello = wire.decode_from_cloud(await socket.receive_bytes())
-                if not isinstance(hello, wire.Hello):
-                    raise ProtocolError("the other side is no Skerry cloud: its first frame is not a Hello")
+                hello = _hello(await socket.receive())
                 handshake.reschedule(None)
                 link = Link(hello, asyncio.Queue(), asyncio.get_running_loop())
                 writer = asyncio.create_task(self._write(socket, link))
@@ -170,9 +168,8 @@ class CloudResolver(Resolver):
             case wire.Answer():
                 found = link.open_questions.pop((message.session, message.step), None)
                 if found is None:
-                    self.late_replies += 1
                     if known := link.sessions.get(message.session):
-                        known.note_late(message, size)
+                        self.late_replies += known.note_unwanted(message, size)
                     return
                 conversation, ticket = found
                 link.bursts[message.session] = (conversation, message.step, ticket)
@@ -216,3 +213,10 @@ class CloudResolver(Resolver):
             log.warning("cloud link lost: %s", state)
             self.breaker.failure()
         self.state = state
+
+
+def _hello(frame: aiohttp.WSMessage) -> wire.Hello:
+    hello = wire.decode_from_cloud(frame.data) if frame.type is aiohttp.WSMsgType.BINARY else None
+    if not isinstance(hello, wire.Hello):
+        raise ProtocolError("the other side is no Skerry cloud: its first frame is not a Hello")
+    return hello

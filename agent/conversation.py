@@ -44,6 +44,7 @@ class CloudConversation(Conversation):
         self._link: Link | None = None  # the link this session is open on
         self._sent: Sequence[int] = ()  # the answer's units as the other side has them: token ids or bytes
         self._shut_until = 0.0
+        self._late: set[int] = set()  # steps whose deadline passed
         self._continuations: dict[Ticket, bytes] = {}  # what the LLM wrote, where it speaks bytes
         self.begin()
 
@@ -67,7 +68,7 @@ class CloudConversation(Conversation):
             self._open_on(link)
         keep = common_prefix(self._sent, units)
         step = next(self._steps)
-        ticket = Ticket(asked_at=now, deadline=now + self._resolver.options.deadline)
+        ticket = Ticket(asked_at=now, deadline=now + self._resolver.options.deadline, step=step)
         link.open_questions[self._session, step] = (self, ticket)
         if same:
             ask = self._ask_tokens(step, keep, question)
@@ -76,7 +77,6 @@ class CloudConversation(Conversation):
             ask = wire.Ask(self._session, step, keep, text=bytes(units[keep:]), draft_text=draft)
         self._sent = units
         self.traffic.asked += 1
-        self.traffic.llm_tokens += 1  # counted when asked: an answer that is late was computed all the same
         self._send(link, ask)
         return ticket
 
@@ -113,14 +113,14 @@ class CloudConversation(Conversation):
         link.send(frame)
 
     def late(self, ticket: Ticket) -> None:
-        self._forget(ticket)
+        self.withdraw(ticket)
+        self._late.add(ticket.step)
+        self.traffic.llm_tokens += 1  # computed all the same, as far as this side can tell
         self._resolver.breaker.failure()
 
-    def _forget(self, ticket: Ticket) -> None:
-        questions = self._link.open_questions if self._link else {}
-        for key, (_, known) in list(questions.items()):
-            if known is ticket:
-                questions.pop(key, None)
+    def withdraw(self, ticket: Ticket) -> None:
+        if self._link:
+            self._link.open_questions.pop((self._session, ticket.step), None)
 
     def close(self) -> None:
         link = self._link
@@ -132,6 +132,7 @@ class CloudConversation(Conversation):
         for key in left:
             link.open_questions.pop(key, None)
         if left:
+            self.traffic.llm_tokens += len(left)
             self._resolver.breaker.abandoned()
         if link is self._resolver.link:
             self._send(link, wire.Close(self._session))
@@ -142,7 +143,7 @@ class CloudConversation(Conversation):
     def fill(self, ticket: Ticket, answer: wire.Answer, size: int, hello: wire.Hello) -> None:
         """Puts the answer, in the SLM's tokens, into its ticket. Raises ProtocolError."""
         self.traffic.bytes_down += wire.wire_size(size, masked=False)
-        self.traffic.llm_tokens += max(0, answer.llm_tokens - 1)
+        self.traffic.llm_tokens += max(0, answer.llm_tokens)
         same = hello.tokenizer == self._resolver.fingerprint
         ticket.replied_at = self._resolver.clock()
         ticket.reply = self._reply(answer) if same else self._mapped(ticket, answer)
@@ -191,10 +192,13 @@ class CloudConversation(Conversation):
             ticket.burst.append(more.token)
         self.wake()
 
-    def note_late(self, answer: wire.Answer, size: int) -> None:
-        """A reply to a question that was given up: paid for, never used."""
+    def note_unwanted(self, answer: wire.Answer, size: int) -> bool:
+        """A reply that nobody waits for any more: paid for, never used. True if it is late, False if the question was
+        withdrawn."""
+        late = answer.step in self._late
         self.traffic.bytes_down += wire.wire_size(size, masked=False)
-        self.traffic.llm_tokens += max(0, answer.llm_tokens - 1)
+        self.traffic.llm_tokens += max(0, answer.llm_tokens - late)
+        return late
 
     def refused(self, message: wire.Refused) -> None:
         if message.step < 0 or message.code == "unknown_session":

@@ -250,11 +250,13 @@ class TokenLoop:
         if self._burst is None:
             return None
         anchor, ticket = self._burst
+        burst = ticket.burst.copy()  # more of it may come in meanwhile
         offset = position - anchor - 1
-        if offset < 0 or self._ids[anchor + 1 : position] != ticket.burst[:offset]:
+        so_far = burst[:offset]
+        if offset < 0 or self._ids[anchor + 1 :][: len(so_far)] != so_far:
             self._burst = None
             return None
-        return ticket.burst[offset] if offset < len(ticket.burst) else None
+        return burst[offset] if offset < len(burst) else None
 
     def _ended(self) -> str | None:
         if self.tokens and self.settled == len(self.tokens):
@@ -283,5 +285,8 @@ class TokenLoop:
         token.wait += self._clock() - began
 
     def _drop_from(self, position: int) -> None:
+        for token in self.tokens[position:]:
+            if token.ticket is not None and self._conversation is not None:
+                self._conversation.withdraw(token.ticket)
         del self.tokens[position:]
         del self._ids[position:]

@@ -60,11 +60,12 @@ class Reply:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A question under way. `reply` is set once; `burst` may grow afterwards. Times are seconds of the clock that
-    was passed to the resolver."""
+    """A question under way; `step` is its resolver's number for it. `reply` is set once; `burst` may grow afterwards.
+    Times are seconds of the clock that was passed to the resolver."""
 
     asked_at: float
     deadline: float
+    step: int = 0
     reply: Reply | None = None
     failed: bool = False
     replied_at: float = 0.0
@@ -97,6 +98,10 @@ class Conversation(ABC):
     @abstractmethod
     def late(self, ticket: Ticket) -> None:
         """The deadline passed; whatever still comes for this ticket is dropped."""
+
+    @abstractmethod
+    def withdraw(self, ticket: Ticket) -> None:
+        """The draft it was about is gone; its reply is of no use."""
 
     @abstractmethod
     def close(self) -> None: ...

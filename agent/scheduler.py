@@ -20,6 +20,7 @@ from protocol.errors import Overloaded, SkerryError
 log = logging.getLogger(__name__)
 
 _SLICE = 64  # prompt tokens per turn while somebody else is waiting for a token
+_SLICE_ALONE = 128  # else: bounds how long a newcomer waits and a cancelled prompt goes on, at one step's extra cost
 _RETRY_AFTER = 2.0  # seconds that a client is told to wait when the queue is full
 
 
@@ -67,7 +68,7 @@ class Scheduler:
         """Raises Overloaded if too many wait already, ContextFull if the job can never fit."""
         self.engine.check_fits(len(job.prompt), job.max_tokens)
         with self._changed:
-            if self._closing or len(self._queue) >= self._queue_limit:
+            if self._closing or len(self._queue) >= self._queue_limit + self.engine.free:
                 raise Overloaded("too many requests are waiting: try again shortly", _RETRY_AFTER)
             self._queue.append(job)
             self._notify()
@@ -120,11 +121,15 @@ class Scheduler:
                 job.place = self.engine.open(job.prompt, job.max_tokens)
             except Overloaded:
                 return
-            job.loop = job.start(job.place)
             with self._changed:
                 self._queue.popleft()
                 self._active.append(job)
-            self._resume(job, None)
+            try:
+                job.loop = job.start(job.place)
+            except Exception as error:
+                self._failed(job, error)
+            else:
+                self._resume(job, None)
 
     def _resume_waiting(self) -> None:
         now = self._clock()
@@ -135,7 +140,7 @@ class Scheduler:
 
     def _turn(self, ready: list[Job]) -> None:
         """One batched pass over all jobs that have something to feed."""
-        size = _SLICE if len(self._active) > 1 else max(len(job.left) for job in ready)
+        size = _SLICE if len(self._active) > 1 else _SLICE_ALONE
         feeds = [(job.place, job.left[:size]) for job in ready if job.place is not None]
         try:
             steps = self.engine.forward(feeds)
@@ -157,9 +162,13 @@ class Scheduler:
                 job.left = list(job.need.tokens)
         except StopIteration as end:
             self._end(job, end.value)
-        except Exception as error:  # one answer's failure must not end the others'
-            log.exception("an answer failed")
-            self._end(job, error)
+        except Exception as error:
+            self._failed(job, error)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """One answer's failure must not end the others'. Its message is not logged: it may quote text."""
+        log.error("an answer failed: %s", type(error).__name__)
+        self._end(job, error)
 
     def _end(self, job: Job, outcome: str | Exception) -> None:
         if job.loop is not None:
@@ -172,7 +181,10 @@ class Scheduler:
                     jobs.remove(job)
             self._news = True  # there may be a place for the next one now: no sleep before the queue is looked at
         job.left = []
-        job.finish(outcome)
+        try:
+            job.finish(outcome)
+        except Exception as error:
+            log.error("whoever waited for an answer failed: %s", type(error).__name__)
 
     def _sleep(self) -> None:
         """Until something changes or the first waiting job's time is up."""

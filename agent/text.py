@@ -20,9 +20,11 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._decoder.decode(piece, final)
-        cut = min((at for at in map(self._held.find, self._stop) if at >= 0), default=-1)
-        if cut >= 0:
+        # The first one to be complete wins, so that it does not matter how the text was cut into pieces.
+        found = [(at + len(text), at) for text in self._stop if (at := self._held.find(text)) >= 0]
+        if found:
             self.stopped = True
+            cut = min(found)[1]
             shown, self._held = self._held[:cut], ""
             return shown
         keep = 0 if final else self._partial_stop()

@@ -7,12 +7,13 @@ tolerated, so either side may be newer. A connection carries many sessions; a se
                                   ←     Hello(tokenizer, …)         once, as soon as the connection stands
     Open(session, prompt, …)      →
     Ask(session, step, new, …)    →
-                                  ←     Answer(session, step, …)    one per Ask, then up to `burst` More
+                                  ←     Answer(session, step, …)    then up to `burst` More
                                   ←     More(session, step, …)
     Close(session)                →
                                   ←     Refused(session, step, why) instead of an Answer
 
-Positions of an answer are counted in its units: token ids if both tokenizers are the same, else bytes.
+An Ask that a later one takes back, by keeping less than it was about, gets no Answer. Positions of an answer are
+counted in its units: token ids if both tokenizers are the same, else bytes.
 """
 
 from __future__ import annotations

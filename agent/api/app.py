@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -18,21 +17,19 @@ from aiohttp import web
 from agent.agent import Account, Agent, random_seed
 from agent.api import schema
 from agent.api.answer import Portion, portions
-from agent.api.errors import describe, respond
-from agent.api.listen import is_loopback
+from agent.api.errors import describe, log_unexpected, respond
+from agent.api.listen import host_of, is_loopback
 from agent.api.metrics import Metrics
 from agent.api.render import ChatRendering, Head, Json, Rendering, TextRendering
+from agent.api.sse import EventStream, stream
 from agent.cloud import CloudResolver
 from agent.config import Api as ApiConfig
 from protocol.errors import AuthError, ContextFull, RequestError, UnknownModel
-
-log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _BODY_SECONDS = 30.0  # within which a request's body has to arrive
 _OPEN = ("/health", "/ready")  # for probes, which carry no key
-_SSE = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +90,14 @@ class Api:
         outcome = "cancelled"
         try:
             response = await handler(request)
-            outcome = request.get("outcome", "ok")
+            outcome = response.outcome if isinstance(response, EventStream) else "ok"
             return response
         except ConnectionError:  # the client has gone
             raise
         except Exception as error:
             failure = describe(error)
             outcome = failure.outcome
-            if failure.status >= 500:
-                _log(error)
+            log_unexpected(error, failure)
             return respond(failure)
         finally:
             self.metrics.request(endpoint, outcome)
@@ -115,7 +111,7 @@ class Api:
             raw = sent.strip().encode("utf-8", "surrogateescape")
             if scheme.lower() != "bearer" or not hmac.compare_digest(raw, self._key):
                 raise AuthError("wrong or missing API key: send `Authorization: Bearer` with the agent's api.key")
-        elif not is_loopback(request.url.host or ""):
+        elif not is_loopback(host_of(request.host)):
             # A web page can point a name of its own at this address and then call it as its own (DNS rebinding).
             raise web.HTTPForbidden(reason="without api.key this agent answers to localhost and 127.0.0.1 only")
         return await handler(request)
@@ -178,7 +174,7 @@ class Api:
         rendering = style(head, self._agent.engine.tokenizer, logprobs=asked.logprobs, tokens=asked.tokens)
         events = portions(self._agent, asked.request, self.metrics.note)
         if asked.stream:
-            return await _stream(http, rendering.chunks(events, include_usage=asked.include_usage))
+            return await stream(http, rendering.chunks(events, include_usage=asked.include_usage))
         return await _whole(events, rendering)
 
 
@@ -192,29 +188,6 @@ async def _whole(events: AsyncGenerator[Portion | Account, None], rendering: Ren
     raise AssertionError("an answer ends with its account")
 
 
-async def _stream(http: web.Request, chunks: AsyncGenerator[Json, None]) -> web.StreamResponse:
-    """Server-sent events. An error before the first one still gets a status of its own."""
-    async with aclosing(chunks) as stream:
-        chunk: Json | None = await anext(stream)
-        response = web.StreamResponse(headers=_SSE)
-        await response.prepare(http)
-        try:
-            while chunk is not None:
-                await response.write(_event(msgspec.json.encode(chunk)))
-                chunk = await anext(stream, None)
-            await response.write(_event(b"[DONE]"))
-        except ConnectionError:
-            raise
-        except Exception as error:
-            failure = describe(error)
-            http["outcome"] = failure.outcome
-            if failure.status >= 500:
-                _log(error)
-            await response.write(_event(msgspec.json.encode(failure.body)))
-    await response.write_eof()
-    return response
-
-
 async def _body(http: web.Request) -> bytes:
     """Raises RequestError, TimeoutError, HTTPRequestEntityTooLarge."""
     if http.content_type != "application/json":  # which a web page cannot send here without being allowed to
@@ -225,16 +198,3 @@ async def _body(http: web.Request) -> bytes:
 
 def _json(value: Json) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), content_type="application/json")
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
-
-
-def _log(error: Exception) -> None:
-    """Where it happened, but not the message, which may quote what the client sent."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"
-    log.error("a request failed: %s at %s", type(error).__name__, where)

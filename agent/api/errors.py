@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from aiohttp import web
 
 from protocol.errors import AuthError, ContextFull, Overloaded, RequestError, UnknownModel
+
+log = logging.getLogger(__name__)
 
 _OUTCOMES = {401: "unauthorised", 404: "not_found", 413: "too_large", 429: "overloaded"}
 
@@ -67,3 +70,14 @@ def describe(error: Exception) -> Failure:
 
 def respond(failure: Failure) -> web.Response:
     return web.json_response(failure.body, status=failure.status, headers=failure.headers)
+
+
+def log_unexpected(error: Exception, failure: Failure) -> None:
+    """Where an inner failure happened, but not its message, which may quote what the client sent."""
+    if failure.status < 500:
+        return
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown"
+    log.error("a request failed: %s at %s", type(error).__name__, where)

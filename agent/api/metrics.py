@@ -29,7 +29,7 @@ class _State(Collector):
         gauges = (
             ("skerry_active_requests", "Answers that are being written.", agent.scheduler.active),
             ("skerry_queued_requests", "Answers that wait for a place.", agent.scheduler.queued),
-            ("skerry_engine_threads", "Threads that the engine uses at present.", getattr(agent.engine, "threads", 0)),
+            ("skerry_engine_threads", "Threads that the engine uses at present.", agent.engine.threads),
             ("skerry_cloud_connected", "1 while the link to the cloud stands.", bool(cloud and cloud.link)),
             (
                 "skerry_breaker_open",

@@ -127,6 +127,11 @@ class Engine(ABC):
         self.context = context
         self._pool = [Sequence(self, id) for id in range(sequences)]
 
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """Threads that the next step will use."""
+
     @abstractmethod
     def forward(self, feeds: Seq[tuple[Sequence, Seq[int]]]) -> list[Step]:
         """Feeds each sequence its tokens (at least one) in as few passes as possible.
@@ -141,6 +146,11 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Frees the model. The engine can't be used afterwards."""
+
+    @property
+    def free(self) -> int:
+        """Sequences that nobody uses."""
+        return sum(1 for sequence in self._pool if sequence.closed)
 
     def open(self, prompt: Seq[int], reserve: int) -> Sequence:
         """A sequence for `prompt` plus `reserve` more tokens, on the place that shares the longest prefix.

@@ -158,7 +158,6 @@ class GgufEngine(Engine):
 
     @property
     def threads(self) -> int:
-        """Threads that the next step will use."""
         return self._governor.count
 
     def _open_context(self, sequences: int, kv: str) -> Any:

@@ -1,1 +1,1 @@
-"""The cloud resolver: a large model that answers single tokens."""
+"""The cloud resolver: an LLM that helps devices with single tokens."""

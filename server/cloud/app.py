@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 from aiohttp import WSCloseCode, web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -17,7 +16,7 @@ from protocol.errors import AuthError, ConfigError
 from protocol.resolve import Refused
 from server.cloud.config import ServeConfig
 from server.cloud.connection import Connection
-from server.cloud.keys import Key, Keys, default_path
+from server.cloud.keys import Key, Keys, keys_path
 from server.cloud.limits import Bucket
 from server.cloud.metrics import Metrics
 from server.cloud.upstream import Upstream
@@ -57,13 +56,13 @@ class Server:
         )
         return app
 
-    def admit(self, key: Key | None) -> Refused | None:
+    def admit(self, session: int, key: Key | None) -> Refused | None:
         if self._draining:
-            return Refused(0, -1, "draining", "the server is shutting down", _RETRY_S)
+            return Refused(session, -1, "draining", "the server is shutting down", _RETRY_S)
         if self._sessions.total() >= self._limits.sessions:
-            return Refused(0, -1, "overloaded", "every session of this server is taken", _RETRY_S)
+            return Refused(session, -1, "overloaded", "every session of this server is taken", _RETRY_S)
         if self._sessions[key] >= self._limits.sessions_per_key:
-            return Refused(0, -1, "overloaded", "every session of this key is taken", _RETRY_S)
+            return Refused(session, -1, "overloaded", "every session of this key is taken", _RETRY_S)
         self._count(key, 1)
         return None
 
@@ -190,7 +189,7 @@ async def start(
 ) -> RunningServer:
     """Listens. Raises ConfigError if it may not or can't listen there."""
     listen = config.listen
-    path = Path(listen.keys_file).expanduser() if listen.keys_file else default_path()
+    path = keys_path(listen.keys_file)
     keys = Keys(path)
     if not keys.required and not _loopback(listen.host):
         raise ConfigError(

@@ -30,7 +30,7 @@ class Host(Protocol):
     metrics: Metrics
     clock: Callable[[], float]
 
-    def admit(self, key: Key | None) -> Refused | None:
+    def admit(self, session: int, key: Key | None) -> Refused | None:
         """Counts a new session of `key`; why there can't be one, else None."""
 
     def leave(self, key: Key | None) -> None:
@@ -118,8 +118,8 @@ class Connection:
         except RequestError as error:
             await self.send(refused(error, number, -1))
             return
-        if refusal := self._host.admit(self.key):
-            await self.send(Refused(number, -1, refusal.code, refusal.message, refusal.retry_after))
+        if refusal := self._host.admit(number, self.key):
+            await self.send(refusal)
             return
 
         def ended() -> None:

@@ -65,23 +65,23 @@ def decide(logits: Floats, request: Open, ask: Ask, answer: Sequence[int]) -> An
 
 
 def _verify(y: Shaped, request: Open, ask: Ask, position: int, vocab: int) -> list[int]:
-    x = _support(ask, vocab)
+    x = support(ask, vocab)
     seed = request.sampling.seed
     x_draft = float(x.p[x.ids == ask.draft][0])
     if uniform(seed, position, ACCEPT) * x_draft < y.at(ask.draft):
         return [ask.draft]
-    residual = _residual(y, x, vocab)
-    if residual.p.sum() <= 0.0:
+    rest = residual(y, x, vocab)
+    if rest.p.sum() <= 0.0:
         return [ask.draft]
     tokens: list[int] = []
     for number in range(CANDIDATES):
-        tokens.append(residual.draw(uniform(seed, position, CANDIDATE + number)))
+        tokens.append(rest.draw(uniform(seed, position, CANDIDATE + number)))
         if x.tail <= 0.0 or tokens[-1] in x.ids:
             break
     return tokens
 
 
-def _residual(y: Shaped, x: Support, vocab: int) -> Shaped:
+def residual(y: Shaped, x: Support, vocab: int) -> Shaped:
     """max(y' - x', 0) on S and y' elsewhere, not normalised, on y's own ids."""
     known = np.zeros(vocab, np.float64)
     known[x.ids] = x.p
@@ -89,7 +89,8 @@ def _residual(y: Shaped, x: Support, vocab: int) -> Shaped:
     return Shaped(y.ids, np.maximum(y.p - here, 0.0).astype(np.float32))
 
 
-def _support(ask: Ask, vocab: int) -> Support:
+def support(ask: Ask, vocab: int) -> Support:
+    """What `ask` says of x'. Raises RequestError where that makes no sense."""
     try:
         ids, p = unpack_ids(ask.x_ids).astype(np.intp), unpack_floats(ask.x_p).astype(np.float64)
     except ProtocolError as error:

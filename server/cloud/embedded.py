@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from functools import cached_property
 
 from models.engine.base import Engine, Sequence, Tokenizer
 from protocol.errors import ContextFull, RequestError
@@ -17,7 +16,7 @@ from server.cloud.upstream import Conversation, Upstream
 
 
 class EmbeddedUpstream(Upstream):
-    """Takes over `engine`; making one reads its whole vocabulary, a fraction of a second.
+    """Takes over `engine`; making one reads its whole vocabulary, which takes a second or two.
 
     `prompt_tokens` and `answer_tokens`: the room that a session gets at most.
     """
@@ -31,14 +30,12 @@ class EmbeddedUpstream(Upstream):
         self._tokenizer = engine.tokenizer
         self._prompt_tokens = prompt_tokens
         self._answer_tokens = answer_tokens
+        self._pieces = Pieces(engine.tokenizer)
         self._scheduler = Scheduler(engine)
 
-    @cached_property
-    def _pieces(self) -> Pieces:
-        return Pieces(self._tokenizer)
-
     async def open(self, request: Open) -> Conversation:
-        prompt = await asyncio.to_thread(self._read, request)
+        # A long prompt takes too long to encode for the event loop.
+        prompt = await asyncio.to_thread(Prompt, self._tokenizer, request, self._prompt_tokens)
         reserve = max(1, min(self._answer_tokens, self._context - len(prompt.tokens)))
         sequence = await self._scheduler.open(prompt.tokens, reserve)
         # The first Ask takes this job's place and goes on from where it is; what fails here fails there too.
@@ -46,12 +43,6 @@ class EmbeddedUpstream(Upstream):
         if self.same_tokenizer(request):
             return _TokenConversation(self._scheduler, sequence, self._tokenizer, prompt, request)
         return _TextConversation(self._scheduler, sequence, self._pieces, prompt, request)
-
-    def _read(self, request: Open) -> Prompt:
-        """What takes too long for the event loop: a prompt may be long, and the vocabulary is read once."""
-        if not self.same_tokenizer(request):
-            self._pieces  # noqa: B018
-        return Prompt(self._tokenizer, request, self._prompt_tokens)
 
     async def ready(self) -> bool:
         return self._scheduler.alive

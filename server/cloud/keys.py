@@ -38,8 +38,9 @@ class _File(msgspec.Struct, frozen=True):
     keys: list[Key] = []
 
 
-def default_path() -> Path:
-    return platformdirs.user_config_path("skerry") / "serve-keys.json"
+def keys_path(configured: str) -> Path:
+    """Where the keys are, by the configuration's `listen.keys_file`."""
+    return Path(configured).expanduser() if configured else platformdirs.user_config_path("skerry") / "serve-keys.json"
 
 
 class KeyFile:

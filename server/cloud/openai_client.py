@@ -51,7 +51,9 @@ class OpenAiClient:
         self._path = "/chat/completions" if config.endpoint == "chat" else "/completions"
         headers = {"Authorization": f"Bearer {config.key}"} if config.key else {}
         timeout = aiohttp.ClientTimeout(total=config.timeout_s)
-        self._session = aiohttp.ClientSession(headers=headers, timeout=timeout)
+        self._session = aiohttp.ClientSession(
+            headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
+        )  # sessions are limited elsewhere
 
     async def complete(self, body: dict[str, Any], top: int, max_tokens: int) -> Reply:
         """Raises ContextFull, Overloaded, UpstreamError."""

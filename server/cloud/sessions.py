@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 PENDING = 64  # Asks of one session that may wait
 MAX_BURST = 64  # tokens
+MAX_ANSWER = 65_536  # units
 _RETRY_S = 1.0  # after a failure of the LLM
 
 
@@ -67,7 +68,8 @@ class Session:
     def push(self, ask: Ask, refusal: SkerryError | None = None) -> None:
         """Notes what an Ask says of the answer and, unless it is refused anyway, has it answered.
 
-        Raises RequestError if it does not fit the answer so far, else `refusal`, else Overloaded.
+        Raises RequestError if it does not fit the answer so far, ContextFull if that gets too long, else `refusal`,
+        else Overloaded.
         """
         self.active = self._clock()
         self._answer = self._extended(ask)
@@ -91,6 +93,8 @@ class Session:
             raise RequestError(f"keep = {ask.keep} is outside the answer so far", "keep")
         if ask.text if self._same else ask.tokens:
             raise RequestError("the Ask is not in the session's units: compare Hello.tokenizer", "tokens")
+        if ask.keep + len(ask.text) + len(ask.tokens) > MAX_ANSWER:
+            raise ContextFull(f"an answer may have {MAX_ANSWER} units")
         if isinstance(self._answer, bytes):
             return self._answer[: ask.keep] + ask.text
         return self._answer[: ask.keep] + ask.tokens
