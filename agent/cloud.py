@@ -86,6 +86,7 @@ class CloudResolver(Resolver):
         self.late_replies = 0
         self.protocol_errors = 0
         self._jitter = jitter
+        self._retry = _FIRST_RETRY  # seconds until the next attempt to connect
         self._sessions = count(1)
         self._connected = asyncio.Event()
 
@@ -104,25 +105,23 @@ class CloudResolver(Resolver):
 
     async def run(self) -> None:
         """Keeps a connection up until cancelled: capped, jittered backoff between attempts."""
-        delay = _FIRST_RETRY
         timeout = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as http:
             while True:
                 try:
                     await self._connection(http)
-                    delay = _FIRST_RETRY
                 except aiohttp.WSServerHandshakeError as error:
                     self._fail(f"refused: HTTP {error.status}")
                     if error.status in (401, 403):
                         self.state = "unauthorised: the cloud refuses the key (cloud.key)"
-                        delay = _REFUSED_RETRY
+                        self._retry = _REFUSED_RETRY
                 except ProtocolError as error:
                     self.protocol_errors += 1
                     self._fail(f"speaks nonsense: {error}")
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
                     self._fail(f"unreachable: {error or type(error).__name__}")
-                await asyncio.sleep(delay * (0.5 + self._jitter()))
-                delay = min(_LONGEST_RETRY, delay * 2)
+                pause, self._retry = self._retry, min(_LONGEST_RETRY, self._retry * 2)
+                await asyncio.sleep(pause * (0.5 + self._jitter()))
 
     async def _connection(self, http: aiohttp.ClientSession) -> None:
         headers = {"Authorization": f"Bearer {self.options.key}"} if self.options.key else {}
@@ -135,7 +134,7 @@ class CloudResolver(Resolver):
                 handshake.reschedule(None)
                 link = Link(hello, asyncio.Queue(), asyncio.get_running_loop())
                 writer = asyncio.create_task(self._write(socket, link))
-                self.link, self.state = link, "connected"
+                self.link, self.state, self._retry = link, "connected", _FIRST_RETRY
                 self._connected.set()
                 try:
                     await self._read(socket, link)
@@ -173,7 +172,12 @@ class CloudResolver(Resolver):
                     return
                 conversation, ticket = found
                 link.bursts[message.session] = (conversation, message.step, ticket)
-                conversation.fill(ticket, message, size, link.hello)
+                try:
+                    conversation.fill(ticket, message, size, link.hello)
+                except ProtocolError:  # ends the link; whoever waits need not do so until the deadline
+                    ticket.failed = True
+                    conversation.wake()
+                    raise
                 self.breaker.success()
             case wire.More():
                 burst = link.bursts.get(message.session)
@@ -192,7 +196,7 @@ class CloudResolver(Resolver):
             conversation.refused(message)
         tickets = [found[1]] if found else []
         if message.step < 0:
-            open_here = [key for key in link.open_questions if key[0] == message.session]
+            open_here = [key for key in list(link.open_questions) if key[0] == message.session]
             tickets += [link.open_questions.pop(key)[1] for key in open_here]
         for ticket in tickets:
             ticket.failed = True

@@ -113,12 +113,16 @@ class CloudConversation(Conversation):
         link.send(frame)
 
     def late(self, ticket: Ticket) -> None:
-        self.withdraw(ticket)
+        self._forget(ticket)
         self._late.add(ticket.step)
         self.traffic.llm_tokens += 1  # computed all the same, as far as this side can tell
         self._resolver.breaker.failure()
 
     def withdraw(self, ticket: Ticket) -> None:
+        self._forget(ticket)
+        self._resolver.breaker.abandoned()  # its answer will not be heard, should it be the trial
+
+    def _forget(self, ticket: Ticket) -> None:
         if self._link:
             self._link.open_questions.pop((self._session, ticket.step), None)
 

@@ -10,6 +10,7 @@ Always at temperature 1 and without penalties: what the model believes, not how 
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,39 +24,43 @@ MEASURES: tuple[str, ...] = get_args(Measure)
 
 PERTURBATIONS = 20  # U-HLM's K
 _MASK = (1 << 64) - 1  # numpy takes no negative seeds
+_BLOCK = 512  # most terms that are added up naively
+_LOW, _HIGH = -30.0, 32.0  # a peak in between leaves exp and the sums well within float32
 _TEMPERATURES = np.linspace(0.0, 2.0, PERTURBATIONS)[1:]  # the first, 0, draws the likeliest token
 
 
 class Softmax:
-    """x of one step, in buffers that the next step reuses: one pass of exp over V, no allocation."""
+    """x of one step, in a buffer that the next step reuses, with as few passes over V as possible: after a forward pass
+    everything is cold, so each pass costs what reading memory costs. Valid until the engine's next forward."""
 
     def __init__(self, vocab: int) -> None:
-        self._z = np.empty(vocab, np.float32)
         self._e = np.empty(vocab, np.float32)
+        self._z = self._e  # logits, up to a constant; e = exp(z)
         self._total = 1.0
         self.likeliest = 0
+        block = math.gcd(vocab, _BLOCK)
+        self._rows = (vocab // block, block)
 
     def load(self, logits: Floats) -> Softmax:
         """Takes over `logits` (V,). Raises ValueError if they are NaN or all -inf."""
         self.likeliest = int(logits.argmax())
-        peak = logits[self.likeliest]
-        if np.isfinite(peak):
-            np.subtract(logits, peak, out=self._z)
-        else:
-            self._z = shifted(logits)
+        # Softmax does not mind a constant, and float32's exp does not mind this range: no pass to subtract the peak.
+        direct = _LOW < float(logits[self.likeliest]) < _HIGH
+        self._z = logits if direct else shifted(logits)
         np.exp(self._z, out=self._e)
-        self._total = float(self._e.sum())
+        self._total = float(np.add.reduce(self._e))
         return self
 
     def p(self, token: int) -> float:
         return float(self._e[token]) / self._total
 
     def log_p(self, token: int) -> float:
-        return float(self._z[token]) - float(np.log(self._total))
+        return float(self._z[token]) - math.log(self._total)
 
     def log_all(self) -> Floats:
         """(V,) log-probabilities, finite, a new array."""
-        return np.maximum(self._z, FLOOR) - np.float32(np.log(self._total))
+        log_p: Floats = self._z - np.float32(math.log(self._total))
+        return np.maximum(log_p, FLOOR, out=log_p)
 
     def uncertainty(self, measure: Measure, draft: int, seed: int, position: int) -> float:
         """u by `measure`. `draft`, `seed` and `position` matter to `temperature` alone."""
@@ -71,12 +76,16 @@ class Softmax:
         return min(1.0, max(0.0, u))
 
     def entropy(self) -> float:
-        # Not np.dot: BLAS would start threads of its own, which spin on the cores that the model needs.
-        mean = float(np.einsum("i,i->", self._e, self._z)) / self._total
-        if np.isnan(mean):  # 0 * -inf
-            np.maximum(self._z, FLOOR, out=self._z)
-            mean = float(np.einsum("i,i->", self._e, self._z)) / self._total
-        return (float(np.log(self._total)) - mean) / float(np.log(len(self._z)))
+        mean = self._mean_z() / self._total
+        if math.isnan(mean):  # 0 * -inf
+            self._z = np.maximum(self._z, FLOOR)
+            mean = self._mean_z() / self._total
+        return (math.log(self._total) - mean) / math.log(len(self._z))
+
+    def _mean_z(self) -> float:
+        """The sum of e z. Not np.dot: BLAS would start threads that spin on the cores which the model needs. By rows,
+        because einsum adds up naively."""
+        return float(np.einsum("ij,ij->i", self._e.reshape(self._rows), self._z.reshape(self._rows)).sum())
 
     def margin(self) -> float:
         first = self._e[self.likeliest]
@@ -95,7 +104,8 @@ class Softmax:
         A draw at temperature t differs from the draft with probability 1 - softmax(logits / t)[draft], so that
         probability is all that has to be computed; which other token was drawn is of no interest.
         """
-        scaled = self._z[None, :] / _TEMPERATURES[:, None].astype(np.float32)
+        with np.errstate(over="ignore"):  # -inf is right for what is hopelessly unlikely
+            scaled = (self._z - self._z[self.likeliest])[None, :] / _TEMPERATURES[:, None].astype(np.float32)
         draft_p = np.exp(scaled[:, draft]) / np.exp(scaled, out=scaled).sum(axis=1)
         differs = int((uniforms[1:] >= draft_p).sum()) + int(draft != self.likeliest)
         return differs / PERTURBATIONS

@@ -16,6 +16,7 @@ from statistics import median
 _TRIAL = 5  # steps measured at a thread count before it is judged; the first one pays for the change
 _SLOWER = 1.3  # a median step this much over the usual one is worth a trial of fewer threads
 _BETTER = 0.93  # a trial must beat the present median by this much to be adopted
+_HOPELESS = 3.0  # a step on trial this much over the present median ends the trial
 _SOON, _LATE = 48, 1024  # steps until the next trial of more threads: doubles while trials fail
 
 
@@ -44,8 +45,8 @@ def others_running() -> int:
 class ThreadGovernor:
     """Feed it every single-token step's time, in seconds; `count` is the thread count to use next.
 
-    Hill climbing by trials: a trial runs a few steps at a neighbouring count and keeps it if it is clearly faster.
-    Fewer threads are tried when steps become slower than usual, more threads at growing intervals.
+    Hill climbing by trials: a trial runs a few steps at another count and keeps it if it is clearly faster. Fewer
+    threads are tried when steps become slower than usual, one more at growing intervals.
     """
 
     def __init__(self, limit: int, others: Callable[[], int] = others_running) -> None:
@@ -55,6 +56,7 @@ class ThreadGovernor:
         self.count = limit
         self._settled = limit
         self._recent: list[float] = []
+        self._now = 0.0  # the settled count's latest median step
         self._usual: float | None = None  # the settled count's median step when nothing disturbs it
         self._patience = _SOON
         self._until_trial = _SOON
@@ -69,41 +71,51 @@ class ThreadGovernor:
 
     def observe(self, seconds: float) -> int:
         """Notes one step and returns the thread count for the next one."""
+        if self.limit == 1:
+            return 1
+        on_trial = self.count != self._settled
         self._recent.append(seconds)
-        if self.limit > 1 and len(self._recent) >= _TRIAL:
-            now = median(self._recent[1:] if self.count != self._settled else self._recent)
-            self._recent.clear()
-            if self.count != self._settled:
-                self._judge(now)
+        if on_trial and seconds > _HOPELESS * self._now:
+            self._judge(seconds)
+        elif len(self._recent) >= _TRIAL:
+            if on_trial:
+                self._judge(median(self._recent[1:]))
             else:
-                self._steady(now)
+                self._steady(median(self._recent))
+        else:
+            return self.count
+        self._recent.clear()
         return self.count
 
     def _steady(self, now: float) -> None:
         first = self._usual is None
-        # The usual time may creep up with the context's length, but a jump is somebody else's work.
-        self._usual = now if first or now < (self._usual or 0) else (self._usual or 0) * 1.01
+        usual = now if self._usual is None else self._usual
+        slow = first or now > _SLOWER * usual
+        # The usual time follows noise and the context's growing length; a jump is somebody else's work.
+        self._usual = usual * 1.01 if slow and not first else usual + (now - usual) * (0.3 if now < usual else 0.1)
         self._now = now
         self._until_trial -= _TRIAL
-        slow = first or now > _SLOWER * self._usual
-        if slow and self._rejected is not None and now < _SLOWER * self._rejected:
+        if not slow:
+            self._rejected = None
+        elif self._rejected is not None and now < _SLOWER * self._rejected:
             slow = False  # fewer threads were tried at this speed already and did not help
         if slow and self._settled > 1:
-            self.count = self._settled - 1
+            self.count = self._settled // 2
         elif self._until_trial <= 0 and self._settled < self.limit:
             self.count = self._settled + 1
 
     def _judge(self, trial: float) -> None:
-        up = self.count > self._settled
+        """Keeps the count on trial if it is faster. After fewer threads even fewer are tried, down to one: as long as
+        one of them has to share its core, one less is hardly faster."""
+        tried, up = self.count, self.count > self._settled
         if trial < _BETTER * self._now:
-            self._settled = self.count
-            self._usual = trial
+            self._settled = tried
+            self._usual = self._now = trial
             self._rejected = None
             self._patience = _SOON
+        elif up:
+            self._patience = min(_LATE, self._patience * 2)
         else:
-            self.count = self._settled
-            if up:
-                self._patience = min(_LATE, self._patience * 2)
-            else:
-                self._rejected = self._now
+            self._rejected = self._now
+        self.count = self._settled if up or tried == 1 else tried // 2
         self._until_trial = self._patience

@@ -32,7 +32,9 @@ from protocol.resolve import Sampling
 
 PROMPT = "Once upon a time, in a small village by the sea, there lived an old fisherman who"
 _CONTEXT = 1024
-_SAMPLINGS = {"greedy": Sampling(), "sampled": Sampling(temperature=0.8, top_p=0.95)}
+_GREEDY = Sampling()
+# The second is what create_completion does if nothing else is asked for.
+_SAMPLINGS = {"greedy": _GREEDY, "sampled": Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)}
 _NEVER = FixedThreshold(1.0)
 
 Arm = Callable[[], float]
@@ -46,14 +48,17 @@ def measure(model: Path, *, tokens: int, rounds: int, busy: int, progress: Calla
         with _bare(model, threads) as bare, _high_level(model, threads) as high_level:
             arms: dict[str, Arm] = {
                 "raw": partial(bare, tokens),
-                "skerry": partial(agent_rate, agent, tokens),
-                "llama_cpp_python": partial(high_level, tokens),
+                "skerry": partial(agent_rate, agent, tokens, _SAMPLINGS["greedy"]),
+                "llama_cpp_python": partial(high_level, tokens, _SAMPLINGS["greedy"]),
+                "skerry_sampled": partial(agent_rate, agent, tokens, _SAMPLINGS["sampled"]),
+                "llama_cpp_python_sampled": partial(high_level, tokens, _SAMPLINGS["sampled"]),
             }
             rates = take_turns(arms, rounds, progress)
         shares = {name: overhead_share(agent, sampling, tokens) for name, sampling in _SAMPLINGS.items()}
         result = {
             "ratio_raw": _ratio(rates, "skerry", "raw"),
             "ratio_llama_cpp_python": _ratio(rates, "skerry", "llama_cpp_python"),
+            "ratio_llama_cpp_python_sampled": _ratio(rates, "skerry_sampled", "llama_cpp_python_sampled"),
             "overhead_share": round(shares["greedy"], 4),
             "overhead_share_sampled": round(shares["sampled"], 4),
             **{f"{name}_tok_s": round(median(values), 2) for name, values in rates.items()},
@@ -124,7 +129,7 @@ def open_agent(model: Path, threads: int) -> Agent:
     return Agent(engine, Options(policy=_NEVER))
 
 
-def agent_rate(agent: Agent, tokens: int) -> float:
+def agent_rate(agent: Agent, tokens: int, sampling: Sampling = _GREEDY) -> float:
     """Tokens per second of one answer, as a listener sees them come."""
     times: list[float] = []
     done = Event()
@@ -135,7 +140,7 @@ def agent_rate(agent: Agent, tokens: int) -> float:
         if isinstance(event, Account | Exception):
             done.set()
 
-    agent.submit(Request(PROMPT, max_tokens=tokens), listen)
+    agent.submit(Request(PROMPT, max_tokens=tokens, sampling=sampling), listen)
     done.wait()
     return (len(times) - 1) / (times[-1] - times[0])
 
@@ -192,7 +197,7 @@ def _bare(model: Path, threads: int) -> Iterator[Callable[[int], float]]:
 
 
 @contextmanager
-def _high_level(model: Path, threads: int) -> Iterator[Callable[[int], float]]:
+def _high_level(model: Path, threads: int) -> Iterator[Callable[[int, Sampling], float]]:
     """llama-cpp-python's `create_completion`; its prefill is taken off by a second, one-token call."""
     default = llama.llama_model_default_params
     llama.llama_model_default_params = _model_params
@@ -203,14 +208,21 @@ def _high_level(model: Path, threads: int) -> Iterator[Callable[[int], float]]:
     finally:
         llama.llama_model_default_params = default
 
-    def once(tokens: int) -> tuple[float, int]:
+    def once(tokens: int, sampling: Sampling) -> tuple[float, int]:
         began = time.perf_counter()
-        made = high.create_completion(PROMPT, max_tokens=tokens, temperature=0.0)
+        made = high.create_completion(
+            PROMPT,
+            max_tokens=tokens,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
         return time.perf_counter() - began, made["usage"]["completion_tokens"]
 
-    def run(tokens: int) -> float:
-        once(1)  # the prompt is in the cache now
-        (short, _), (long, count) = once(1), once(tokens)
+    def run(tokens: int, sampling: Sampling) -> float:
+        once(1, sampling)  # the prompt is in the cache now
+        (short, _), (long, count) = once(1, sampling), once(tokens, sampling)
         return (count - 1) / (long - short)
 
     yield run

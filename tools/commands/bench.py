@@ -40,8 +40,8 @@ def bench() -> None:
 
 @bench.command(epilog="Example: skerry bench decode --busy 1 --json")
 @click.option("--model", default="smollm2-135m", show_default=True, help="catalog id or path of a GGUF file")
-@click.option("--tokens", type=click.IntRange(16), default=128, show_default=True, help="per arm and round")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--tokens", type=click.IntRange(16), default=64, show_default=True, help="per arm and round")
+@click.option("--rounds", type=click.IntRange(1), default=12, show_default=True)
 @click.option("--busy", type=click.IntRange(0), default=0, help="also measure beside this many busy processes")
 @click.option("--json", "as_json", is_flag=True)
 def decode(model: str, tokens: int, rounds: int, busy: int, as_json: bool) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from models.store import Places, resolve_model
-from server.cloud.app import RunningServer, start
+from server.cloud.app import start
 from server.cloud.backends import open_upstream
 from server.cloud.config import ServeConfig
-from server.cloud.keys import KeyFile, default_path
+from server.cloud.keys import KeyFile, keys_path
 from tools.settings import configuration
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,7 @@ def revoke_key(config: ServeConfig, name: str) -> None:
 
 
 def _key_file(config: ServeConfig) -> KeyFile:
-    named = config.listen.keys_file
-    return KeyFile(Path(named).expanduser() if named else default_path())
+    return KeyFile(keys_path(config.listen.keys_file))
 
 
 def _variables(options: dict[str, Any]) -> dict[str, str]:
@@ -137,15 +136,22 @@ async def _serve(config: ServeConfig) -> None:
     places = Places.of(os.environ)
     upstream = await open_upstream(config, lambda name: resolve_model(name, places))
     try:
+        first, second = _stop_signals()
         running = await start(config, upstream)
         click.echo(f"skerry serve: ready on {running.host}:{running.port} ({upstream.name})")
-        await _until_stopped(running)
+        await first.wait()
+        log.info("draining")
+        drain, cut = asyncio.create_task(running.drain()), asyncio.create_task(second.wait())
+        await asyncio.wait([drain, cut], return_when=asyncio.FIRST_COMPLETED)
+        drain.cancel()
+        cut.cancel()
+        await running.close()
     finally:
         await upstream.close()
 
 
-async def _until_stopped(running: RunningServer) -> None:
-    """SIGTERM or SIGINT drains; a second one cuts that short."""
+def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by the first SIGTERM or SIGINT, which drains, and by the second one, which cuts that short."""
     first, second = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
@@ -153,10 +159,4 @@ async def _until_stopped(running: RunningServer) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    await first.wait()
-    log.info("draining")
-    drain, cut = asyncio.create_task(running.drain()), asyncio.create_task(second.wait())
-    await asyncio.wait([drain, cut], return_when=asyncio.FIRST_COMPLETED)
-    drain.cancel()
-    cut.cancel()
-    await running.close()
+    return first, second
