@@ -42,13 +42,13 @@ def combine(
         if weight >= 1.0:
             return draft
         fused = np.log(fuse(softmax(logits), reply, weight) + np.float32(1e-30))
-        return shape(fused, sampling, recent).draw(uniform(sampling.seed, position))
+        return shape(fused, sampling, recent).draw_at(sampling.seed, position)
     x = shape(logits, sampling, recent)
     if reply.tokens:
         return draft if reply.tokens[0] == draft else thin(draft, x, reply, sampling.seed, position)
     y = shape(np.log(complete(softmax(logits), reply) + np.float32(1e-30)), sampling, recent)
     if mode == "take":
-        return y.draw(uniform(sampling.seed, position))
+        return y.draw_at(sampling.seed, position)
     return verify(draft, x, y, len(logits), sampling.seed, position)
 
 

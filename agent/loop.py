@@ -23,7 +23,7 @@ from agent.resolver import Conversation, Provenance, Question, Reply, Ticket
 from agent.uncertainty import Measure, Softmax
 from models.engine.base import Sequence as Place
 from models.engine.base import Step
-from models.sampling import shape, softmax, top_ids, uniform
+from models.sampling import shape, softmax, top_ids
 from protocol.resolve import Mode, Sampling
 
 
@@ -140,7 +140,7 @@ class TokenLoop:
         plan, position = self.plan, len(self._ids)
         belief = self._softmax.load(step.logits)
         x = shape(step.logits, plan.sampling, self._ids, belief.likeliest)
-        draft = x.draw(uniform(plan.sampling.seed, position))
+        draft = x.draw_at(plan.sampling.seed, position)
         u = belief.uncertainty(plan.measure, draft, plan.sampling.seed, position)
         token = Token(draft, u, belief.p(draft), draft=draft)
         if plan.top:

@@ -40,6 +40,7 @@ class Softmax:
         self.likeliest = 0
         block = math.gcd(vocab, _BLOCK)
         self._rows = (vocab // block, block)
+        self._e_rows = self._e.reshape(self._rows)
 
     def load(self, logits: Floats) -> Softmax:
         """Takes over `logits` (V,). Raises ValueError if they are NaN or all -inf."""
@@ -48,7 +49,7 @@ class Softmax:
         direct = _LOW < float(logits[self.likeliest]) < _HIGH
         self._z = logits if direct else shifted(logits)
         np.exp(self._z, out=self._e)
-        self._total = float(np.add.reduce(self._e))
+        self._total = float(np.einsum("ij->i", self._e_rows).sum())
         return self
 
     def p(self, token: int) -> float:
@@ -85,7 +86,7 @@ class Softmax:
     def _mean_z(self) -> float:
         """The sum of e z. Not np.dot: BLAS would start threads that spin on the cores which the model needs. By rows,
         because einsum adds up naively."""
-        return float(np.einsum("ij,ij->i", self._e.reshape(self._rows), self._z.reshape(self._rows)).sum())
+        return float(np.einsum("ij,ij->i", self._e_rows, self._z.reshape(self._rows)).sum())
 
     def margin(self) -> float:
         first = self._e[self.likeliest]

@@ -22,6 +22,7 @@ PENALTY_WINDOW = 64  # tokens that the repetition penalty looks back on, llama.c
 FLOOR = np.float32(-80.0)  # e^-80 is nothing in float32, and 0 * -inf would be NaN
 _MASK = (1 << 64) - 1
 _ONE = np.ones(1, np.float32)
+_WIDTHS = (np.float32(8.0), np.float32(16.0))  # nats below the likeliest token; 8 leaves hundreds as a rule
 
 
 class Shaped(NamedTuple):
@@ -37,10 +38,14 @@ class Shaped(NamedTuple):
         where = np.flatnonzero(self.ids == token)
         return float(self.p[where[0]]) if len(where) else 0.0
 
-    def draw(self, r: float) -> int:
-        """The token at quantile r in [0, 1) of the cumulative distribution."""
+    def draw_at(self, seed: int, position: int) -> int:
+        """The token that this seed draws at this position."""
         if len(self.p) == 1 and self.ids is not None:
             return int(self.ids[0])
+        return self.draw(uniform(seed, position))
+
+    def draw(self, r: float) -> int:
+        """The token at quantile r in [0, 1) of the cumulative distribution."""
         cumulative = np.cumsum(self.p, dtype=np.float64)
         index = int(np.searchsorted(cumulative, r * cumulative[-1], side="right"))
         index = min(index, len(self.p) - 1)
@@ -76,20 +81,19 @@ def log_softmax(logits: Floats) -> Floats:
     return z
 
 
-def top_ids(values: Floats, k: int) -> Ids:
-    """Indices of the k largest values, largest first; the lower index first among equals."""
+def top_ids(values: Floats, k: int, peak: float | None = None) -> Ids:
+    """Indices of the k largest values, largest first, the lower index first among equals. `peak`: the largest value,
+    if it is known."""
     n = len(values)
     if k >= n:
         return np.argsort(-values, kind="stable")
+    top = values.max() if peak is None else np.float32(peak)
     # A cut that leaves a few hundred candidates is far cheaper than partitioning the whole vocabulary.
-    peak = values.max()
-    candidates: Ids | None = None
-    for width in (6.0, 12.0):
-        found = np.flatnonzero(values > peak - np.float32(width))
-        if len(found) >= k:
-            candidates = found
+    for width in _WIDTHS:
+        candidates = np.flatnonzero(values > top - width)
+        if len(candidates) >= k:
             break
-    if candidates is None or len(candidates) > n // 4:
+    if not k <= len(candidates) <= n // 4:
         # argpartition breaks ties arbitrarily, so everything equal to the k-th value is a candidate.
         kth = np.partition(values, n - k)[n - k]
         candidates = np.flatnonzero(values >= kth)
@@ -102,24 +106,31 @@ def shape(logits: Floats, sampling: Sampling, recent: Sequence[int] = (), likeli
     if sampling.repetition_penalty != 1.0 and recent:
         logits = _penalised(logits, sampling.repetition_penalty, recent[-PENALTY_WINDOW:])
         likeliest = -1
+    if likeliest < 0:
+        likeliest = int(logits.argmax())
     if sampling.temperature <= 0.0:
-        return Shaped(np.array([logits.argmax() if likeliest < 0 else likeliest]), _ONE)
+        return Shaped(np.array([likeliest]), _ONE)
+    if not np.isfinite(logits[likeliest]):
+        logits = shifted(logits)
     if sampling.top_k <= 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
         return Shaped(None, softmax(logits / np.float32(sampling.temperature)))
-    ids = top_ids(logits, sampling.top_k if sampling.top_k > 0 else len(logits))
-    return _cut(ids, logits[ids], sampling)
+    ids = top_ids(logits, sampling.top_k if sampling.top_k > 0 else len(logits), float(logits[likeliest]))
+    return _cut(ids, logits[ids] - logits[likeliest], sampling)
 
 
-def _cut(ids: Ids, logits: Floats, sampling: Sampling) -> Shaped:
-    """top_p, min_p and temperature on candidates that are sorted, largest first."""
-    p = softmax(logits)
+def _cut(ids: Ids, z: Floats, sampling: Sampling) -> Shaped:
+    """top_p, min_p and temperature on candidates: z (n,) are their logits less the largest, largest first."""
     keep = len(ids)
+    e = np.exp(z)
     if sampling.top_p < 1.0:
-        keep = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
+        mass = np.cumsum(e)
+        keep = int(np.searchsorted(mass, np.float32(sampling.top_p) * mass[-1])) + 1
     if sampling.min_p > 0.0:
-        keep = min(keep, int((p >= sampling.min_p * p[0]).sum()))
+        keep = min(keep, int(np.count_nonzero(e >= np.float32(sampling.min_p))))
     keep = max(1, min(keep, len(ids)))
-    return Shaped(ids[:keep], softmax(logits[:keep] / np.float32(sampling.temperature)))
+    p = np.exp(z[:keep] / np.float32(sampling.temperature))
+    p /= np.add.reduce(p)
+    return Shaped(ids[:keep], p)
 
 
 def _penalised(logits: Floats, penalty: float, recent: Sequence[int]) -> Floats:

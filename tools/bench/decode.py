@@ -27,7 +27,7 @@ from agent.policy import FixedThreshold
 from agent.uncertainty import Softmax
 from models.engine.gguf import GgufEngine
 from models.engine.threads import physical_cores
-from models.sampling import shape, uniform
+from models.sampling import shape
 from protocol.resolve import Sampling
 
 PROMPT = "Once upon a time, in a small village by the sea, there lived an old fisherman who"
@@ -35,6 +35,8 @@ _CONTEXT = 1024
 _GREEDY = Sampling()
 # The second is what create_completion does if nothing else is asked for.
 _SAMPLINGS = {"greedy": _GREEDY, "sampled": Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)}
+_KV = llama.GGML_TYPE_Q8_0  # the agent's default, in every arm
+_FEW = 3  # rounds of the arms that are far apart
 _NEVER = FixedThreshold(1.0)
 
 Arm = Callable[[], float]
@@ -45,23 +47,22 @@ def measure(model: Path, *, tokens: int, rounds: int, busy: int, progress: Calla
     threads = physical_cores()
     agent = open_agent(model, threads)
     try:
-        with _bare(model, threads) as bare, _high_level(model, threads) as high_level:
+        with _bare(model, threads) as bare, _high_level(model, n_threads=threads) as high_level:
             arms: dict[str, Arm] = {
                 "raw": partial(bare, tokens),
-                "skerry": partial(agent_rate, agent, tokens, _SAMPLINGS["greedy"]),
-                "llama_cpp_python": partial(high_level, tokens, _SAMPLINGS["greedy"]),
-                "skerry_sampled": partial(agent_rate, agent, tokens, _SAMPLINGS["sampled"]),
-                "llama_cpp_python_sampled": partial(high_level, tokens, _SAMPLINGS["sampled"]),
+                "skerry": partial(agent_rate, agent, tokens),
+                "llama_cpp_python": partial(high_level, tokens, temperature=0.0),
             }
             rates = take_turns(arms, rounds, progress)
+        variants = _variants(agent, model, threads, tokens, progress)
         shares = {name: overhead_share(agent, sampling, tokens) for name, sampling in _SAMPLINGS.items()}
         result = {
             "ratio_raw": _ratio(rates, "skerry", "raw"),
             "ratio_llama_cpp_python": _ratio(rates, "skerry", "llama_cpp_python"),
-            "ratio_llama_cpp_python_sampled": _ratio(rates, "skerry_sampled", "llama_cpp_python_sampled"),
+            **{f"ratio_{name}": _ratio(variants, "skerry_sampled", name) for name in variants if "llama" in name},
             "overhead_share": round(shares["greedy"], 4),
             "overhead_share_sampled": round(shares["sampled"], 4),
-            **{f"{name}_tok_s": round(median(values), 2) for name, values in rates.items()},
+            **{f"{name}_tok_s": round(median(values), 2) for name, values in (rates | variants).items()},
             "vocab": agent.engine.info.vocab,
             "threads": threads,
             "tokens": tokens,
@@ -72,6 +73,25 @@ def measure(model: Path, *, tokens: int, rounds: int, busy: int, progress: Calla
     finally:
         agent.close()
     return result
+
+
+def _variants(
+    agent: Agent, model: Path, threads: int, tokens: int, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """create_completion in other ways, against the agent drawing alike: with its default sampling; as it comes, which
+    also means its default thread count; and with log-probabilities, without which nobody knows how sure it is."""
+    with (
+        _high_level(model, n_threads=threads) as sampled,
+        _high_level(model) as as_it_comes,
+        _high_level(model, n_threads=threads, logits_all=True) as with_logits,
+    ):
+        arms: dict[str, Arm] = {
+            "skerry_sampled": partial(agent_rate, agent, tokens, _SAMPLINGS["sampled"]),
+            "llama_cpp_python_sampled": partial(sampled, tokens),
+            "llama_cpp_python_defaults": partial(as_it_comes, tokens),
+            "llama_cpp_python_logprobs": partial(with_logits, tokens, logprobs=1),
+        }
+        return take_turns(arms, _FEW, progress)
 
 
 def measure_busy(
@@ -156,7 +176,7 @@ def overhead_share(agent: Agent, sampling: Sampling, tokens: int) -> float:
         before = time.perf_counter()
         began = began or before
         belief = softmax.load(step.logits)
-        draft = shape(step.logits, sampling, ids, belief.likeliest).draw(uniform(0, position))
+        draft = shape(step.logits, sampling, ids, belief.likeliest).draw_at(sampling.seed, position)
         belief.uncertainty("entropy", draft, 0, position)
         spent += time.perf_counter() - before
         feed = [draft]
@@ -170,7 +190,7 @@ def _bare(model: Path, threads: int) -> Iterator[Callable[[int], float]]:
     weights = llama.llama_model_load_from_file(str(model).encode(), _model_params())
     params = llama.llama_context_default_params()
     params.n_ctx, params.n_threads, params.n_threads_batch = _CONTEXT, threads, threads
-    params.type_k = params.type_v = llama.GGML_TYPE_Q8_0
+    params.type_k = params.type_v = _KV
     context = llama.llama_init_from_model(weights, params)
     vocab = llama.llama_model_get_vocab(weights)
     size = llama.llama_vocab_n_tokens(vocab)
@@ -197,32 +217,25 @@ def _bare(model: Path, threads: int) -> Iterator[Callable[[int], float]]:
 
 
 @contextmanager
-def _high_level(model: Path, threads: int) -> Iterator[Callable[[int, Sampling], float]]:
+def _high_level(model: Path, **settings: Any) -> Iterator[Callable[..., float]]:
     """llama-cpp-python's `create_completion`; its prefill is taken off by a second, one-token call."""
     default = llama.llama_model_default_params
     llama.llama_model_default_params = _model_params
     try:
         high = llama_cpp.Llama(
-            str(model), n_ctx=_CONTEXT, n_threads=threads, verbose=False, type_k=8, type_v=8, flash_attn=True
+            str(model), n_ctx=_CONTEXT, verbose=False, type_k=_KV, type_v=_KV, flash_attn=True, **settings
         )
     finally:
         llama.llama_model_default_params = default
 
-    def once(tokens: int, sampling: Sampling) -> tuple[float, int]:
+    def once(tokens: int, options: dict[str, Any]) -> tuple[float, int]:
         began = time.perf_counter()
-        made = high.create_completion(
-            PROMPT,
-            max_tokens=tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-        )
+        made = high.create_completion(PROMPT, max_tokens=tokens, **options)
         return time.perf_counter() - began, made["usage"]["completion_tokens"]
 
-    def run(tokens: int, sampling: Sampling) -> float:
-        once(1, sampling)  # the prompt is in the cache now
-        (short, _), (long, count) = once(1, sampling), once(tokens, sampling)
+    def run(tokens: int, **options: Any) -> float:
+        once(1, options)  # the prompt is in the cache now
+        (short, _), (long, count) = once(1, options), once(tokens, options)
         return (count - 1) / (long - short)
 
     yield run
