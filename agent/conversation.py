@@ -44,6 +44,8 @@ class CloudConversation(Conversation):
         self._link: Link | None = None  # the link this session is open on
         self._sent: Sequence[int] = ()  # the answer's units as the other side has them: token ids or bytes
         self._shut_until = 0.0
+        self._burst = 0 if mode == "fuse" else resolver.options.burst  # a burst's tokens come without y
+        self.bursts = self._burst > 0
         self._late: set[int] = set()  # steps whose deadline passed
         self._continuations: dict[Ticket, bytes] = {}  # what the LLM wrote, where it speaks bytes
         self.begin()
@@ -103,7 +105,7 @@ class CloudConversation(Conversation):
                 sampling=sampling,
                 mode=self._mode,
                 top=min(top, link.hello.top),
-                burst=0 if self._mode == "fuse" else options.burst,  # a burst's tokens come without y
+                burst=self._burst,
             ),
         )
 
@@ -149,7 +151,8 @@ class CloudConversation(Conversation):
         self.traffic.bytes_down += wire.wire_size(size, masked=False)
         self.traffic.llm_tokens += max(0, answer.llm_tokens)
         same = hello.tokenizer == self._resolver.fingerprint
-        ticket.replied_at = self._resolver.clock()
+        ticket.replied_at = ticket.heard_at = self._resolver.clock()
+        ticket.coming = self._burst if answer.tokens or answer.text else 0
         ticket.reply = self._reply(answer) if same else self._mapped(ticket, answer)
         self.wake()
 
@@ -188,9 +191,11 @@ class CloudConversation(Conversation):
         """One more token of a burst."""
         self.traffic.bytes_down += wire.wire_size(size, masked=False)
         self.traffic.llm_tokens += 1
+        ended = more.token < 0 and not more.text
+        ticket.heard_at = self._resolver.clock()
+        ticket.coming = 0 if ended else max(0, ticket.coming - 1)
         if ticket in self._continuations:
             text = self._continuations[ticket] = self._continuations[ticket] + more.text
-            ended = not more.text
             ticket.burst[:] = mapping.continuation(self._resolver.tokenizer, text, ended=ended)[1:]
         elif 0 <= more.token < self._resolver.tokenizer.vocab:
             ticket.burst.append(more.token)

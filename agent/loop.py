@@ -159,10 +159,8 @@ class TokenLoop:
             token.logits = step.logits.copy()
 
     def _ask_held(self) -> bool:
-        """Asks the last token's question, once few enough others are open. True if that may have settled it.
-
-        A question behind k open ones is of use only if the replies to all k agree with their drafts.
-        """
+        """Asks the last token's question, if no burst is about to answer it and few enough others are open. True if
+        that may have settled it."""
         token = self.tokens[-1] if self.tokens else None
         if token is None or token.question is None or self._conversation is None:
             return False
@@ -170,13 +168,28 @@ class TokenLoop:
         if known is not None:
             self._use_burst(token, known)
             self._ids[-1] = known
-        elif self._open_questions() >= self._agreement.worth_asking(self.plan.in_flight):
+        elif self._burst_coming(len(self._ids) - 1) or not self._worth_asking():
             return False
         else:
             token.ticket = self._conversation.ask(token.question)
             token.provenance = None if token.ticket else Provenance.FALLBACK
         token.question = None
         return True
+
+    def _worth_asking(self) -> bool:
+        """A question behind k open ones is of use only if the replies to all k agree with their drafts. A burst
+        follows the last question asked, so nothing is asked behind one that may bring a burst."""
+        assert self._conversation is not None
+        limit = 1 if self._conversation.bursts else self._agreement.worth_asking(self.plan.in_flight)
+        return self._open_questions() < limit
+
+    def _burst_coming(self, position: int) -> bool:
+        """Is the token at `position` on its way already? Not believed for longer than a question would be."""
+        if self._burst is None:
+            return False
+        anchor, ticket = self._burst
+        patience = ticket.heard_at + (ticket.deadline - ticket.asked_at)
+        return position - anchor - 1 < len(ticket.burst) + ticket.coming and self._clock() < patience
 
     def _settle(self) -> bool:
         """Settles and emits tokens in order. True if a reply replaced a draft: what was drafted behind it is gone."""
@@ -279,9 +292,14 @@ class TokenLoop:
 
     def _wait(self) -> Generator[Need, Step | None, None]:
         token = self.tokens[self.settled]
-        assert token.ticket is not None
+        if token.ticket is not None:
+            until = token.ticket.deadline
+        else:  # held back for a burst
+            assert self._burst is not None
+            burst = self._burst[1]
+            until = burst.heard_at + (burst.deadline - burst.asked_at)
         began = self._clock()
-        yield Wait(token.ticket.deadline)
+        yield Wait(until)
         token.wait += self._clock() - began
 
     def _drop_from(self, position: int) -> None:

@@ -60,8 +60,8 @@ class Reply:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A question under way; `step` is its resolver's number for it. `reply` is set once; `burst` may grow afterwards.
-    Times are seconds of the clock that was passed to the resolver."""
+    """A question under way; `step` is its resolver's number for it. `reply` is set once; `burst`, what the
+    LLM wrote on, may grow afterwards. Times are seconds of the clock that was passed to the resolver."""
 
     asked_at: float
     deadline: float
@@ -70,6 +70,8 @@ class Ticket:
     failed: bool = False
     replied_at: float = 0.0
     burst: list[int] = field(default_factory=list)
+    coming: int = 0  # tokens of the burst that are still to come
+    heard_at: float = 0.0  # when the reply or the last token of its burst came
 
     @property
     def done(self) -> bool:
@@ -90,6 +92,7 @@ class Conversation(ABC):
     """One answer being written, as a resolver sees it."""
 
     traffic: Traffic
+    bursts: bool = False  # a reply may be followed by more tokens
 
     @abstractmethod
     def ask(self, question: Question) -> Ticket | None:

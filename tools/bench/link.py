@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,12 @@ QUESTIONS = (
     "How does a refrigerator keep food cold?",
     "Explain how a bicycle stays upright.",
     "What makes bread rise?",
+    "Why do we have seasons?",
+    "How do fish breathe under water?",
+    "What is inflation?",
+    "How are rainbows formed?",
 )
+_AHEAD = 32  # tokens, the agent's default
 _PATIENCE = 30.0  # deadline in seconds: nothing may fall back here, or the arms would write different texts
 
 
@@ -52,7 +57,7 @@ class Run:
     waited: float = 0.0
     llm_tokens: int = 0
     reply_seconds: float = 0.0
-    texts: list[str] | None = None
+    texts: list[str] = field(default_factory=list)
 
     @property
     def tok_s(self) -> float:
@@ -77,15 +82,17 @@ async def measure(
         far = int(proxy.wait_for(r"^(\d+)$")[1])
         threshold, step = await _calibrate(engine, escalate, tokens)
         progress(f"SLM alone: {1 / step:.1f} tok/s, threshold {threshold:.3f}")
-        runs: dict[str, Run] = {}
-        for name, to, ahead, more in (
-            ("blocking", far, 0, 0),
-            ("draft_ahead", far, 32, 0),
-            ("draft_ahead_burst", far, 32, burst),
-            ("rtt0", port, 32, 0),
-        ):
-            runs[name] = await _arm(engine, to, threshold, ahead, more, tokens)
-            progress(f"{name}: {runs[name].tok_s:.1f} tok/s")
+        async with AsyncExitStack() as stack:
+            agents = {
+                name: await stack.enter_async_context(_agent(engine, to, threshold, ahead, more))
+                for name, (to, ahead, more) in {
+                    "blocking": (far, 0, 0),
+                    "draft_ahead": (far, _AHEAD, 0),
+                    "draft_ahead_burst": (far, _AHEAD, burst),
+                    "rtt0": (port, _AHEAD, 0),
+                }.items()
+            }
+            runs = await _take_turns(agents, tokens, progress)
     engine.close()
     return _result(runs, step, threshold, rtt_ms, threads)
 
@@ -129,25 +136,30 @@ async def _calibrate(engine: GgufEngine, escalate: float, tokens: int) -> tuple[
     return float(np.quantile(scores, 1.0 - escalate)), seconds / steps
 
 
-async def _arm(engine: GgufEngine, port: int, threshold: float, ahead: int, burst: int, tokens: int) -> Run:
-    run = Run(texts=[])
-    async with _agent(engine, port, threshold, ahead, burst) as agent:
-        for question in QUESTIONS:
-            pieces, account = await _answer(agent, question, tokens)
-            run.tokens += account.tokens - 1
-            run.seconds += (account.tokens - 1) / account.tok_s
-            run.asked += account.asked
-            run.waited += account.waited
-            run.llm_tokens += account.llm_tokens
-            answered = [piece.token for piece in pieces if piece.token.reply_seconds is not None]
-            run.replies += len(answered)
-            run.reply_seconds += sum(token.reply_seconds or 0.0 for token in answered)
-            run.agreed += sum(1 for token in answered if token.id == token.draft)
-            if any(piece.token.provenance is Provenance.FALLBACK for piece in pieces):
-                raise LinkError("the cloud left a question unanswered: nothing to compare")
-            assert run.texts is not None
-            run.texts.append("".join(piece.text for piece in pieces))
-    return run
+async def _take_turns(agents: dict[str, Agent], tokens: int, progress: Callable[[str], None]) -> dict[str, Run]:
+    """Every arm answers every question, in an order that rotates, so that drift of the machine hits all alike."""
+    names = list(agents)
+    runs = {name: Run() for name in names}
+    for turn, question in enumerate(QUESTIONS):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            _add(runs[name], *await _answer(agents[name], question, tokens))
+        progress(f"{question} " + ", ".join(f"{name} {run.tok_s:.1f} tok/s" for name, run in runs.items()))
+    return runs
+
+
+def _add(run: Run, pieces: list[Piece], account: Account) -> None:
+    run.tokens += account.tokens - 1
+    run.seconds += (account.tokens - 1) / account.tok_s
+    run.asked += account.asked
+    run.waited += account.waited
+    run.llm_tokens += account.llm_tokens
+    answered = [piece.token for piece in pieces if piece.token.reply_seconds is not None]
+    run.replies += len(answered)
+    run.reply_seconds += sum(token.reply_seconds or 0.0 for token in answered)
+    run.agreed += sum(1 for token in answered if token.id == token.draft)
+    run.texts.append("".join(piece.text for piece in pieces))
+    if any(piece.token.provenance is Provenance.FALLBACK for piece in pieces):
+        raise LinkError("the cloud left a question unanswered: nothing to compare")
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ def decode(model: str, tokens: int, rounds: int, busy: int, as_json: bool) -> No
 @click.option("--cloud-model", default="qwen2.5-coder-0.5b", show_default=True, help="the cloud's model")
 @click.option("--rtt-ms", type=click.FloatRange(0), default=80.0, show_default=True, help="round-trip time of the link")
 @click.option("--escalate", type=click.FloatRange(0.01, 1), default=0.2, show_default=True, help="share of tokens")
-@click.option("--tokens", type=click.IntRange(16), default=96, show_default=True, help="per answer")
+@click.option("--tokens", type=click.IntRange(16), default=64, show_default=True, help="per answer")
 @click.option("--burst", type=click.IntRange(1), default=4, show_default=True, help="of the arm with bursts")
 @click.option("--json", "as_json", is_flag=True)
 def link(model: str, cloud_model: str, rtt_ms: float, escalate: float, tokens: int, burst: int, as_json: bool) -> None:
