@@ -18,7 +18,7 @@ from agent.resolver import Conversation, Provenance, Resolver, Traffic
 from agent.scheduler import Job, Scheduler
 from agent.text import TextStream
 from agent.uncertainty import Measure, Softmax
-from models.chat import render
+from models.chat import encode_chat
 from models.engine.base import Engine, Step
 from models.engine.base import Sequence as Place
 from protocol.resolve import Message, Mode, Sampling
@@ -188,7 +188,7 @@ class Agent:
         tokenizer = self.engine.tokenizer
         if isinstance(prompt, str):
             return tokenizer.encode(prompt, start=True) or tokenizer.encode("\n")
-        return tokenizer.encode(render(tokenizer, prompt), special=True)
+        return encode_chat(tokenizer, prompt)
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Writing:
         """Begins an answer; `on_event` is called on the engine's thread with each Piece, then with an Account or an

@@ -43,9 +43,11 @@ def combine(
             return draft
         fused = np.log(fuse(softmax(logits), reply, weight) + np.float32(1e-30))
         return shape(fused, sampling, recent).draw_at(sampling.seed, position)
+    if reply.tokens and (mode == "take" or reply.tokens[0] == draft):
+        return reply.tokens[0]
     x = shape(logits, sampling, recent)
     if reply.tokens:
-        return draft if reply.tokens[0] == draft else thin(draft, x, reply, sampling.seed, position)
+        return thin(draft, x, reply, sampling.seed, position)
     y = shape(np.log(complete(softmax(logits), reply) + np.float32(1e-30)), sampling, recent)
     if mode == "take":
         return y.draw_at(sampling.seed, position)

@@ -185,7 +185,8 @@ class CloudConversation(Conversation):
         if not decided and not len(ids):
             raise ProtocolError("an answer that says nothing")
         tokens = [first] if decided and first is not None else []
-        return Reply(tokens, [1.0] * len(tokens), ids, mapped, answer.y_draft, answer.llm_tokens, unmatched)
+        tokens_p = [float(mapped[ids == token].sum()) for token in tokens]
+        return Reply(tokens, tokens_p, ids, mapped, answer.y_draft, answer.llm_tokens, unmatched)
 
     def extend(self, ticket: Ticket, more: wire.More, size: int) -> None:
         """One more token of a burst."""
@@ -211,6 +212,8 @@ class CloudConversation(Conversation):
 
     def refused(self, message: wire.Refused) -> None:
         if message.step < 0 or message.code == "unknown_session":
+            if self._link:
+                self._link.sessions.pop(self._session, None)
             self._link = None  # the next question opens the session again
         if message.retry_after > 0.0:
             self._shut_until = self._resolver.clock() + message.retry_after

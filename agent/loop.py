@@ -251,6 +251,8 @@ class TokenLoop:
         known = np.flatnonzero(reply.y_ids == token.id)
         if len(known):
             token.p = float(reply.y_p[known[0]])
+        elif token.id in reply.tokens:
+            token.p = reply.tokens_p[list(reply.tokens).index(token.id)]
         token.provenance = Provenance.CLOUD
 
     def _use_burst(self, token: Token, known: int) -> None:

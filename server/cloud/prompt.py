@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.chat import render
+from models.chat import encode_chat
 from models.engine.base import Tokenizer
 from protocol.errors import ContextFull
 from protocol.resolve import Open
@@ -22,9 +22,7 @@ class Prompt:
             self.tokens = tokenizer.encode(self._text, start=True)
         else:
             self._text = None
-            text = render(tokenizer, request.prompt)
-            begun = text.startswith(tokenizer.begin)  # by the template itself
-            self.tokens = tokenizer.encode(text, start=not begun, special=True)
+            self.tokens = encode_chat(tokenizer, request.prompt)
         if len(self.tokens) > limit:
             raise ContextFull(f"the prompt has {len(self.tokens)} tokens, the limit here is {limit}")
 

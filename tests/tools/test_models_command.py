@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from protocol.errors import BadModelFile, ConfigError, UnknownModel
 from tools.commands.models import models
-from tools.commands.progress import ProgressBar
+from tools.progress import ProgressBar
 
 
 def gguf(path: Path) -> Path:

@@ -57,6 +57,7 @@ def ask(
     """Answer QUESTION, streaming, coloured by who wrote each token."""
     settings = _override(configuration(AgentConfig, "agent", config, os.environ), offline=offline, **overrides)
     sampling = Sampling(temperature=temperature, seed=random_seed() if seed is None else seed)
+    question = question.encode("utf-8", "replace").decode()  # what the shell passed need not be UTF-8
     request = Request([Message("user", question)], max_tokens=max_tokens, sampling=sampling, private=private)
     pieces, account = asyncio.run(_answer(settings, request, quiet=as_json))
     if as_json:
