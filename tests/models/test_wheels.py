@@ -127,10 +127,11 @@ def test_killed_between_two_wheels_goes_on_with_the_next(
     process = subprocess.Popen(
         [sys.executable, "-c", child, json.dumps([msgspec.to_builtins(entry), str(folder)])],
         env=env | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
     )
     # Opening for writing returns as soon as pip has opened the pipe for reading, which is after the first wheel.
     with (links / "tiny_part2-1.0-py3-none-any.whl").open("wb"):
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # pip with it, as when the power goes
         process.wait()
     for path in links.iterdir():
         path.unlink()

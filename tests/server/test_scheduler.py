@@ -28,6 +28,10 @@ class GatedEngine(Engine):
         self.fails = False
         self.closed = False
 
+    @property
+    def threads(self) -> int:
+        return 1
+
     def forward(self, feeds: Sequence[tuple[Place, Sequence[int]]]) -> list[Step]:
         self.waiting.release()
         self.gate.acquire()

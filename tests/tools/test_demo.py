@@ -1,0 +1,50 @@
+"""`skerry demo` as a user runs it: to its end, and interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+DEMO = [sys.executable, "-m", "tools.cli", "demo", "--tokens", "8"]
+
+
+def test_the_demo_shows_help_an_outage_and_the_recovery(smollm2: Path, qwen: Path) -> None:
+    done = subprocess.run(DEMO, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(cloud \w+) +(\d+) +(\d+) +(\d+) +(\d+)", done.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["cloud there"] * 3 + ["cloud gone", "cloud back"]
+    tokens, local, cloud, fallback = zip(*(map(int, row[1:]) for row in rows), strict=True)
+    assert all(cloud[row] > 0 for row in (0, 1, 2, 4)), "the LLM helps while it is there"
+    assert cloud[3] == 0
+    assert fallback[3] > 0, "help was wanted while it was gone"
+    assert all(tokens[row] == local[row] + cloud[row] + fallback[row] for row in range(5))
+
+
+def test_ctrl_c_stops_everything_it_started(smollm2: Path, qwen: Path) -> None:
+    demo = subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("Each token is coloured"):
+            break
+    children = children_of(demo.pid)
+    assert children, "the cloud runs as a process of its own"
+    demo.send_signal(signal.SIGINT)
+    demo.stdout.read()
+    assert demo.wait(60) == 130
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and int(status.parent.name) != os.getpid():
+            found.append(int(status.parent.name))
+    return found
