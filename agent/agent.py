@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -61,7 +61,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What one answer took. Times in seconds; `tok_s` from the first token to the last."""
+    """What one answer took. `unmatched`: mean probability mass of a reply that has no counterpart among the SLM's
+    tokens. Times in seconds; `tok_s` from the first token to the last."""
 
     finish: str
     prompt_tokens: int
@@ -73,6 +74,7 @@ class Account:
     bytes_down: int
     asked: int
     rewinds: int
+    unmatched: float
     waited: float
     first_token: float
     seconds: float
@@ -161,6 +163,7 @@ class Writing:
             bytes_down=traffic.bytes_down,
             asked=traffic.asked,
             rewinds=self._loop.rewinds if self._loop else 0,
+            unmatched=traffic.unmatched / max(1, traffic.asked),
             waited=sum(token.wait for token in tokens),
             first_token=times[0] - self._began if times else 0.0,
             seconds=now - self._began,
@@ -197,16 +200,20 @@ class Agent:
         self.scheduler.submit(writing.job)
         return writing
 
-    async def stream(self, request: Request) -> AsyncIterator[Piece | Account]:
-        """The same on an event loop. Leaving the iteration early cancels the answer. Raises its error."""
+    async def stream(
+        self, request: Request, note: Callable[[Event], None] = lambda event: None
+    ) -> AsyncGenerator[Piece | Account, None]:
+        """The same on an event loop. Leaving the iteration early cancels the answer. Raises its error. `note` sees
+        every event on the engine's thread, those of an answer that was left included."""
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def hand_over(event: Event) -> None:
+            note(event)
             with suppress(RuntimeError):  # the event loop is gone, and the listener with it
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        writing = self.submit(request, hand_over)
+        writing = await self._submit_on_thread(request, hand_over)
         try:
             while True:
                 event = await events.get()
@@ -218,9 +225,23 @@ class Agent:
         finally:
             writing.cancel()
 
+    async def _submit_on_thread(self, request: Request, on_event: Callable[[Event], None]) -> Writing:
+        """Tokenizing a megabyte takes a second, for which the event loop must not stand still."""
+        task = asyncio.create_task(asyncio.to_thread(self.submit, request, on_event))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_cancel)
+            raise
+
     def close(self) -> None:
         self.scheduler.close()
         self.engine.close()
+
+
+def _cancel(task: asyncio.Task[Writing]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().cancel()
 
 
 def random_seed() -> int:

@@ -25,6 +25,7 @@ def assemble(config: AgentConfig, model: Path) -> tuple[Agent, CloudResolver | N
         threads=config.model.threads,
         kv=config.model.kv,
         repack=config.model.repack,
+        hidden=False,  # nothing reads hidden states yet, and they cost each prompt one more pass
     )
     options = Options(
         policy=FixedThreshold(config.policy.threshold, config.policy.audit),
@@ -41,8 +42,7 @@ def assemble(config: AgentConfig, model: Path) -> tuple[Agent, CloudResolver | N
 def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:
     options = CloudOptions(
         url=config.cloud.url,
-        key=config.cloud.key,
-        mode=config.cloud.mode,
+        key=config.cloud.key.strip(),  # a secret file ends with a newline
         deadline=config.cloud.deadline_ms / 1000,
         top=config.cloud.top,
         burst=config.cloud.burst,

@@ -17,7 +17,7 @@ import aiohttp
 
 from agent.breaker import Breaker
 from agent.conversation import CloudConversation
-from agent.resolver import Provenance, Resolver, Ticket
+from agent.resolver import Resolver, Ticket
 from models.engine.base import Tokenizer
 from protocol import resolve as wire
 from protocol.errors import ProtocolError
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 5.0
 _HEARTBEAT_SECONDS = 10.0
+_CLOUD_FAILS = {"upstream", "overloaded", "draining"}  # the refusals that speak of the cloud, not of the question
 _FIRST_RETRY, _LONGEST_RETRY, _REFUSED_RETRY = 0.2, 5.0, 30.0
 
 
@@ -37,7 +38,6 @@ class CloudOptions:
 
     url: str
     key: str = ""
-    mode: Mode = "take"
     deadline: float = 0.5
     top: int = 16
     burst: int = 0
@@ -65,8 +65,6 @@ class Link:
 class CloudResolver(Resolver):
     """Start `run` as a task on an event loop; `close` ends it."""
 
-    provenance = Provenance.CLOUD
-
     def __init__(
         self,
         options: CloudOptions,
@@ -76,7 +74,6 @@ class CloudResolver(Resolver):
         jitter: Callable[[], float],
     ) -> None:
         self.options = options
-        self.mode = options.mode
         self.tokenizer = tokenizer
         self.fingerprint = tokenizer.fingerprint  # takes a moment, which the first answer should not wait for
         self.breaker = breaker
@@ -118,7 +115,7 @@ class CloudResolver(Resolver):
                 except ProtocolError as error:
                     self.protocol_errors += 1
                     self._fail(f"speaks nonsense: {error}")
-                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                except Exception as error:  # whatever it was, the device goes on trying
                     self._fail(f"unreachable: {error or type(error).__name__}")
                 pause, self._retry = self._retry, min(_LONGEST_RETRY, self._retry * 2)
                 await asyncio.sleep(pause * (0.5 + self._jitter()))
@@ -163,17 +160,21 @@ class CloudResolver(Resolver):
         raise ConnectionError("closed by the other side")
 
     def _dispatch(self, link: Link, message: wire.FromCloud, size: int) -> None:
+        session = getattr(message, "session", None)
+        if session is not None and (known := link.sessions.get(session)):
+            known.traffic.bytes_down += wire.wire_size(size, masked=False)
         match message:
             case wire.Answer():
                 found = link.open_questions.pop((message.session, message.step), None)
                 if found is None:
-                    if known := link.sessions.get(message.session):
-                        self.late_replies += known.note_unwanted(message, size)
+                    if unwanted := link.sessions.get(message.session):
+                        self.late_replies += unwanted.note_unwanted(message)
                     return
                 conversation, ticket = found
-                link.bursts[message.session] = (conversation, message.step, ticket)
+                if message.session in link.sessions:
+                    link.bursts[message.session] = (conversation, message.step, ticket)
                 try:
-                    conversation.fill(ticket, message, size, link.hello)
+                    conversation.fill(ticket, message, link.hello)
                 except ProtocolError:  # ends the link; whoever waits need not do so until the deadline
                     ticket.failed = True
                     conversation.wake()
@@ -182,7 +183,7 @@ class CloudResolver(Resolver):
             case wire.More():
                 burst = link.bursts.get(message.session)
                 if burst and burst[1] == message.step:
-                    burst[0].extend(burst[2], message, size)
+                    burst[0].extend(burst[2], message)
             case wire.Refused():
                 self._refused(link, message)
             case wire.Hello():
@@ -201,7 +202,11 @@ class CloudResolver(Resolver):
         for ticket in tickets:
             ticket.failed = True
         if conversation and tickets:
-            self.breaker.failure()
+            # What this answer did wrong says nothing of the cloud: the other answers may go on asking.
+            if message.code in _CLOUD_FAILS:
+                self.breaker.failure()
+            else:
+                self.breaker.abandoned()
             conversation.wake()
 
     def _abandon(self, link: Link) -> None:

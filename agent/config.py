@@ -10,6 +10,8 @@ from msgspec import Meta
 from agent.uncertainty import Measure
 from protocol.resolve import Mode
 
+URL = r"^$|^(https?|wss?)://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+)(:[0-9]{1,5})?(/\S*)?$"
+
 
 class Model(msgspec.Struct, frozen=True):
     name: Annotated[str, Meta(description="catalog id or path of the SLM's file")] = "smollm2-135m"
@@ -33,7 +35,9 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Cloud(msgspec.Struct, frozen=True):
-    url: Annotated[str, Meta(description="of `skerry serve`, e.g. http://cloud.example:8431; empty: no cloud")] = ""
+    url: Annotated[
+        str, Meta(pattern=URL, description="of `skerry serve`, e.g. http://cloud.example:8431; empty: no cloud")
+    ] = ""
     key: Annotated[str, Meta(description="API key for it")] = ""
     mode: Annotated[Mode, Meta(description="what a reply does: the LLM's token, verified draft, or both fused")] = (
         "take"

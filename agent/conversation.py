@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CloudConversation(Conversation):
-    """Opened on a link with the first question or by `begin`; opened anew if the link was lost in between."""
+    """Opened on the present link, if there is one, else with the first question; opened anew if the link was lost."""
 
     def __init__(
         self,
@@ -48,12 +48,9 @@ class CloudConversation(Conversation):
         self.bursts = self._burst > 0
         self._late: set[int] = set()  # steps whose deadline passed
         self._continuations: dict[Ticket, bytes] = {}  # what the LLM wrote, where it speaks bytes
-        self.begin()
-
-    def begin(self) -> None:
-        """Tells the cloud the prompt, so that it is read by the time of the first question."""
-        link = self._resolver.link
-        if link is not None and self._resolver.breaker.state == "closed":
+        # The cloud is told the prompt at once, so that it is read by the time of the first question.
+        link = resolver.link
+        if link is not None and resolver.breaker.state == "closed":
             self._open_on(link)
 
     def ask(self, question: Question) -> Ticket | None:
@@ -146,9 +143,8 @@ class CloudConversation(Conversation):
 
     # The event loop's side.
 
-    def fill(self, ticket: Ticket, answer: wire.Answer, size: int, hello: wire.Hello) -> None:
+    def fill(self, ticket: Ticket, answer: wire.Answer, hello: wire.Hello) -> None:
         """Puts the answer, in the SLM's tokens, into its ticket. Raises ProtocolError."""
-        self.traffic.bytes_down += wire.wire_size(size, masked=False)
         self.traffic.llm_tokens += max(0, answer.llm_tokens)
         same = hello.tokenizer == self._resolver.fingerprint
         ticket.replied_at = ticket.heard_at = self._resolver.clock()
@@ -171,7 +167,7 @@ class CloudConversation(Conversation):
         )
         if not sound:
             raise ProtocolError("an answer whose tokens or probabilities are out of range")
-        return Reply(answer.tokens, tokens_p, ids, p, answer.y_draft, answer.llm_tokens)
+        return Reply(answer.tokens, tokens_p, ids, p, answer.y_draft)
 
     def _mapped(self, ticket: Ticket, answer: wire.Answer) -> Reply:
         tokenizer = self._resolver.tokenizer
@@ -186,11 +182,11 @@ class CloudConversation(Conversation):
             raise ProtocolError("an answer that says nothing")
         tokens = [first] if decided and first is not None else []
         tokens_p = [float(mapped[ids == token].sum()) for token in tokens]
-        return Reply(tokens, tokens_p, ids, mapped, answer.y_draft, answer.llm_tokens, unmatched)
+        self.traffic.unmatched += unmatched
+        return Reply(tokens, tokens_p, ids, mapped, answer.y_draft)
 
-    def extend(self, ticket: Ticket, more: wire.More, size: int) -> None:
+    def extend(self, ticket: Ticket, more: wire.More) -> None:
         """One more token of a burst."""
-        self.traffic.bytes_down += wire.wire_size(size, masked=False)
         self.traffic.llm_tokens += 1
         ended = more.token < 0 and not more.text
         ticket.heard_at = self._resolver.clock()
@@ -202,22 +198,21 @@ class CloudConversation(Conversation):
             ticket.burst.append(more.token)
         self.wake()
 
-    def note_unwanted(self, answer: wire.Answer, size: int) -> bool:
+    def note_unwanted(self, answer: wire.Answer) -> bool:
         """A reply that nobody waits for any more: paid for, never used. True if it is late, False if the question was
         withdrawn."""
         late = answer.step in self._late
-        self.traffic.bytes_down += wire.wire_size(size, masked=False)
         self.traffic.llm_tokens += max(0, answer.llm_tokens - late)
         return late
 
     def refused(self, message: wire.Refused) -> None:
         if message.step < 0 or message.code == "unknown_session":
-            if self._link:
-                self._link.sessions.pop(self._session, None)
-            self._link = None  # the next question opens the session again
+            link, self._link = self._link, None
+            if link:
+                link.sessions.pop(self._session, None)  # the next question opens the session again
         if message.retry_after > 0.0:
             self._shut_until = self._resolver.clock() + message.retry_after
-        elif message.step < 0:
+        elif message.step < 0 or message.code == "context_full":
             self._shut_until = float("inf")
 
 

@@ -253,11 +253,14 @@ class TokenLoop:
             token.p = float(reply.y_p[known[0]])
         elif token.id in reply.tokens:
             token.p = reply.tokens_p[list(reply.tokens).index(token.id)]
-        token.provenance = Provenance.CLOUD
+        token.provenance = reply.provenance
 
     def _use_burst(self, token: Token, known: int) -> None:
         assert token.logits is not None
-        token.id, token.provenance = known, Provenance.CLOUD
+        assert self._burst is not None
+        reply = self._burst[1].reply
+        assert reply is not None
+        token.id, token.provenance = known, reply.provenance
         token.p = float(softmax(token.logits)[known])
 
     def _from_burst(self, position: int) -> int | None:

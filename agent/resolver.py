@@ -45,8 +45,7 @@ class Reply:
     `tokens`: the token to emit, then alternatives (mode verify), with `tokens_p` their probabilities under the LLM's
     sampling distribution; empty: decide from y. `y_ids` (n,), `y_p` (n,): the
     likeliest tokens at temperature 1; what they leave of 1 is the tail. `y_draft`: the draft's probability, -1 if
-    unknown. `unmatched`: probability mass of y that has no counterpart among the SLM's tokens, before
-    renormalisation.
+    unknown. `provenance`: who says so.
     """
 
     tokens: Sequence[int]
@@ -54,8 +53,7 @@ class Reply:
     y_ids: NDArray[np.intp]
     y_p: NDArray[np.float32]
     y_draft: float
-    llm_tokens: int
-    unmatched: float = 0.0
+    provenance: Provenance = Provenance.CLOUD
 
 
 @dataclass(slots=True, eq=False)
@@ -73,19 +71,17 @@ class Ticket:
     coming: int = 0  # tokens of the burst that are still to come
     heard_at: float = 0.0  # when the reply or the last token of its burst came
 
-    @property
-    def done(self) -> bool:
-        return self.failed or self.reply is not None
-
 
 @dataclass(slots=True)
 class Traffic:
-    """What one conversation cost: bytes on the wire, LLM tokens computed, questions asked."""
+    """What one conversation cost: bytes on the wire, LLM tokens computed, questions asked. `unmatched`: probability
+    mass of y, summed over replies, that has no counterpart among the SLM's tokens (two tokenizers)."""
 
     bytes_up: int = 0
     bytes_down: int = 0
     llm_tokens: int = 0
     asked: int = 0
+    unmatched: float = 0.0
 
 
 class Conversation(ABC):
@@ -111,9 +107,6 @@ class Conversation(ABC):
 
 
 class Resolver(ABC):
-    provenance: Provenance
-    mode: Mode
-
     @abstractmethod
     def open(
         self, prompt: Sequence[Message] | str, sampling: Sampling, mode: Mode, wake: Callable[[], None]

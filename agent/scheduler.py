@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from agent.loop import Feed, Need, Wait
 from models.engine.base import Engine, Step
 from models.engine.base import Sequence as Place
-from protocol.errors import Overloaded, SkerryError
+from protocol.errors import Overloaded
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,11 @@ class Scheduler:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        """False once it was closed or its thread failed."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
     def active(self) -> int:
         return len(self._active)
 
@@ -68,7 +73,7 @@ class Scheduler:
         """Raises Overloaded if too many wait already, ContextFull if the job can never fit."""
         self.engine.check_fits(len(job.prompt), job.max_tokens)
         with self._changed:
-            if self._closing or len(self._queue) >= self._queue_limit + self.engine.free:
+            if not self.alive or len(self._queue) >= self._queue_limit + self.engine.free:
                 raise Overloaded("too many requests are waiting: try again shortly", _RETRY_AFTER)
             self._queue.append(job)
             self._notify()
@@ -97,6 +102,14 @@ class Scheduler:
         self._changed.notify()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:  # nobody may wait for ever on a thread that is gone
+            self._closing = True
+            for job in [*self._active, *self._queue]:
+                self._end(job, Overloaded("the agent is shutting down", _RETRY_AFTER))
+
+    def _serve(self) -> None:
         while not self._closing:
             with self._changed:
                 self._news = False
@@ -110,8 +123,6 @@ class Scheduler:
                 self._turn(ready)
             else:
                 self._sleep()
-        for job in [*self._active, *self._queue]:
-            self._end(job, Overloaded("the agent is shutting down", _RETRY_AFTER))
 
     def _admit(self) -> None:
         """Gives waiting jobs a place, first come first served."""
@@ -144,9 +155,9 @@ class Scheduler:
         feeds = [(job.place, job.left[:size]) for job in ready if job.place is not None]
         try:
             steps = self.engine.forward(feeds)
-        except (SkerryError, RuntimeError) as error:
+        except Exception as error:
             for job in ready:
-                self._end(job, error)
+                self._failed(job, error)
             return
         for job, step in zip(ready, steps, strict=True):
             del job.left[:size]

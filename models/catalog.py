@@ -58,7 +58,7 @@ Source = Hub | Wheels | Url | LocalFile
 
 class Entry(_Strict, frozen=True, kw_only=True):
     """One model. `size` in bytes, `context` in tokens; `tokenizer` is the SHA-256 over every token's
-    bytes."""
+    length and bytes (models.engine.base.Tokenizer.fingerprint)."""
 
     id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     name: Text

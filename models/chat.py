@@ -38,7 +38,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 
 
 def _speaks_control(tokenizer: Tokenizer, content: str) -> bool:
-    return tokenizer.encode(content, special=True) != tokenizer.encode(content)
+    return any(control in content for control in tokenizer.controls)
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:

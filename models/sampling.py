@@ -18,6 +18,7 @@ from protocol.resolve import Sampling
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
 
+LEAST_TEMPERATURE = 1e-3  # below it a division by it overflows float32, and the result is greedy anyway
 PENALTY_WINDOW = 64  # tokens that the repetition penalty looks back on, llama.cpp's default
 FLOOR = np.float32(-80.0)  # e^-80 is nothing in float32, and 0 * -inf would be NaN
 _MASK = (1 << 64) - 1
@@ -108,7 +109,7 @@ def shape(logits: Floats, sampling: Sampling, recent: Sequence[int] = (), likeli
         likeliest = -1
     if likeliest < 0:
         likeliest = int(logits.argmax())
-    if sampling.temperature <= 0.0:
+    if not sampling.temperature >= LEAST_TEMPERATURE:
         return Shaped(np.array([likeliest]), _ONE)
     if not np.isfinite(logits[likeliest]):
         logits = shifted(logits)

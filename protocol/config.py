@@ -6,8 +6,9 @@ A configuration is a msgspec struct whose fields are sections, themselves struct
 
 from __future__ import annotations
 
+import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -60,6 +61,7 @@ def load(schema: type[T], path: Path | None, env: Mapping[str, str]) -> T:
             if (section, name) not in known:
                 allowed = ", ".join(key.name for key in known.values() if key.section == section)
                 raise ConfigError(f"{path}: unknown key {section}.{name}; allowed in [{section}]: {allowed}")
+    _check_variables(known.values(), sections, env)
     struct_types = get_type_hints(schema)
     built: dict[str, Any] = {section: struct_types[section]() for section in struct_types}
     for key in known.values():
@@ -75,6 +77,18 @@ def load(schema: type[T], path: Path | None, env: Mapping[str, str]) -> T:
         checked = _check(struct_types[key.section], key, value, origin, strict=key.env not in env)
         built[key.section] = msgspec.structs.replace(built[key.section], **{key.name: checked})
     return schema(**built)
+
+
+def _check_variables(known: Iterable[Key], sections: set[str], env: Mapping[str, str]) -> None:
+    """A misspelt variable would be ignored in silence."""
+    names = {key.env for key in known}
+    for name in env:
+        section = next((s for s in sections if name.startswith(f"SKERRY_{s.upper()}_")), None)
+        if section and name not in names:
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            allowed = ", ".join(sorted(n for n in names if n.startswith(f"SKERRY_{section.upper()}_")))
+            raise ConfigError(f"environment variable {name}: no such key; {hint}allowed in [{section}]: {allowed}")
 
 
 def _check(struct: type[msgspec.Struct], key: Key, value: Any, origin: str, *, strict: bool) -> Any:
@@ -116,6 +130,6 @@ def _allowed(info: msgspec.inspect.Type) -> str:
         case msgspec.inspect.ListType():
             return "list of text"
         case msgspec.inspect.StrType():
-            return "text"
+            return "a URL, http(s)://host:port" if info.pattern and "http" in info.pattern else "text"
         case _:
             return type(info).__name__.removesuffix("Type").lower()

@@ -61,6 +61,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:  # such as a full disk behind a redirected output
+        click.echo(f"skerry: {error.strerror or error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import platformdirs
@@ -12,6 +12,12 @@ import platformdirs
 from protocol.config import load
 
 T = TypeVar("T", bound=msgspec.Struct)
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def over(section: S, **values: Any) -> S:
+    """The section with what the command line gives laid over it; None means not given."""
+    return msgspec.structs.replace(section, **{key: value for key, value in values.items() if value is not None})
 
 
 def configuration(schema: type[T], name: str, path: Path | None, env: Mapping[str, str]) -> T:

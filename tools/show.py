@@ -67,6 +67,8 @@ def as_json(account: Account, pieces: list[Piece]) -> dict[str, Any]:
                 "u": round(piece.token.u, 6),
                 "provenance": str(piece.token.provenance),
                 "p": round(piece.token.p, 6),
+                "why": str(piece.token.why),
+                "beta": None if piece.token.beta is None else round(piece.token.beta, 6),
                 "wait_ms": round(piece.token.wait * 1000, 3),
             }
             for piece in pieces
@@ -75,6 +77,9 @@ def as_json(account: Account, pieces: list[Piece]) -> dict[str, Any]:
         "finish": account.finish,
         "prompt_tokens": account.prompt_tokens,
         "llm_tokens": account.llm_tokens,
+        "asked": account.asked,
+        "rewinds": account.rewinds,
+        "unmatched": round(account.unmatched, 6),
         "bytes_up": account.bytes_up,
         "bytes_down": account.bytes_down,
         "mean_u": round(account.mean_u, 6),

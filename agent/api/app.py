@@ -141,13 +141,14 @@ class Api:
         scheduler, cloud = self._agent.scheduler, self._cloud
         state = {"state": cloud.state.partition(":")[0], "breaker": cloud.breaker.state} if cloud else None
         return web.json_response(
-            {
-                "status": "ready",
+            status=200 if scheduler.alive else 503,
+            data={
+                "status": "ready" if scheduler.alive else "the engine has stopped",
                 "model": self._model.id,
                 "cloud": state,
                 "active": scheduler.active,
                 "queued": scheduler.queued,
-            }
+            },
         )
 
     async def show_metrics(self, http: web.Request) -> web.StreamResponse:

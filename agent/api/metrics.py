@@ -41,6 +41,10 @@ class _State(Collector):
             yield GaugeMetricFamily(name, meaning, value)
         late = cloud.late_replies if cloud else 0
         yield CounterMetricFamily("skerry_late_replies", "Replies that came after their deadline.", late)
+        nonsense = cloud.protocol_errors if cloud else 0
+        yield CounterMetricFamily("skerry_protocol_errors", "Connections ended by a malformed frame.", nonsense)
+        opened = cloud.breaker.opened if cloud else 0
+        yield CounterMetricFamily("skerry_breaker_openings", "How often the cloud was given up for a while.", opened)
 
 
 class Metrics:

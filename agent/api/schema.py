@@ -20,7 +20,6 @@ from protocol.errors import RequestError
 from protocol.resolve import Message, Mode, Sampling
 
 _MAX_TOP = 20  # log-probabilities per token, OpenAI's limit for chat
-_LEAST_TEMPERATURE = 1e-3  # below it a division by the temperature overflows float32, and the result is greedy anyway
 _SEED_MASK = (1 << 63) - 1  # OpenAI's seeds are signed 64-bit numbers
 
 Count = Annotated[int, Meta(ge=1)]
@@ -163,7 +162,7 @@ def _sampling(body: _Body, defaults: Defaults) -> Sampling:
     """OpenAI's default temperature is 1. It knows no top_k, so that one is llama.cpp's default."""
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(
-        temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
+        temperature=temperature,
         top_k=Sampling().top_k if body.top_k is None else max(0, body.top_k),
         top_p=1.0 if body.top_p is None else body.top_p,
         min_p=body.min_p or 0.0,

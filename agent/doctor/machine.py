@@ -50,7 +50,7 @@ def check_accelerator(machine: Machine, offload: bool) -> Finding:
         "warn",
         "accelerator",
         f"{machine.accelerator}, which this build of llama.cpp does not use",
-        "CMAKE_ARGS=-DGGML_CUDA=ON pip install --force-reinstall --no-cache-dir llama-cpp-python",
+        "CMAKE_ARGS=-DGGML_CUDA=ON pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36",
     )
 
 

@@ -69,6 +69,11 @@ class Tokenizer(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over every token's length and bytes: equal fingerprints mean index-aligned logits."""
 
+    @property
+    @abstractmethod
+    def controls(self) -> frozenset[str]:
+        """The written forms of all control tokens."""
+
     @abstractmethod
     def control(self, token: int) -> str:
         """The written form of a control token, e.g. `<|im_end|>`."""

@@ -93,6 +93,12 @@ class GgufTokenizer(Tokenizer):
         count = llama.llama_token_to_piece(self._vocab, token, buffer, 512, 0, special)
         return buffer.raw[: max(0, count)]
 
+    @cached_property
+    def controls(self) -> frozenset[str]:
+        attributes = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+        found = (t for t in range(self.vocab) if llama.llama_vocab_get_attr(self._vocab, t) & attributes)
+        return frozenset(filter(None, map(self.control, found)))
+
     def control(self, token: int) -> str:
         return self._piece(token, special=True).decode("utf-8", "replace")
 
@@ -139,6 +145,8 @@ class GgufEngine(Engine):
         params = llama.llama_model_default_params()
         params.use_extra_bufts = repack
         self._model = _load(path, params)
+        if llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model):
+            raise BadModelFile(f"{path}: a recurrent model, which cannot rewind: take one with attention alone")
         self.tokenizer = GgufTokenizer(self._model)
         self.info = ModelInfo(
             name=name or path.stem,
@@ -239,7 +247,8 @@ class GgufEngine(Engine):
         llama.llama_set_n_threads(self._ctx, self._governor.count, prompt)
 
     def _trim(self, id: int, position: int) -> None:
-        llama.llama_memory_seq_rm(self._memory, id, position, -1)
+        if not llama.llama_memory_seq_rm(self._memory, id, position, -1):
+            raise RuntimeError(f"llama.cpp could not rewind a sequence to position {position}")
 
     def close(self) -> None:
         llama.llama_batch_free(self._batch)

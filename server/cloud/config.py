@@ -59,7 +59,7 @@ class Limits(msgspec.Struct, frozen=True):
     ] = 8
     sessions_per_key: Annotated[int, Meta(ge=1, description="The same per API key.")] = 8
     asks_per_second: Annotated[
-        float, Meta(ge=0, description="Asks per second and API key, with a burst of one second; 0: no limit.")
+        float, Meta(ge=0, description="Opens and Asks per second and API key, with a burst of one second; 0: no limit.")
     ] = 100.0
     frame_bytes: Annotated[int, Meta(ge=1024, le=MAX_FRAME, description="Bytes of one message from a device.")] = (
         MAX_FRAME

@@ -114,7 +114,11 @@ class Connection:
         number = request.session
         self._end(number)  # opened again: the device wants to begin anew
         try:
+            self._bucket.take()
             _check(request)
+        except RateLimited as error:
+            await self.send(Refused(number, -1, "rate_limited", str(error), error.retry_after))
+            return
         except RequestError as error:
             await self.send(refused(error, number, -1))
             return

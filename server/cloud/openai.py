@@ -15,17 +15,16 @@ import numpy as np
 
 from models.engine.base import Tokenizer
 from models.sampling import shape, uniform
-from protocol.errors import ContextFull, RequestError, UpstreamError
+from protocol.errors import RequestError, UpstreamError
 from protocol.resolve import Answer, Ask, More, Open, pack_floats, pack_ids
 from server.cloud.config import UpstreamSection
 from server.cloud.decide import TAKE
 from server.cloud.logprobs import Candidate, Identifier, Position
 from server.cloud.openai_client import OpenAiClient, Reply
-from server.cloud.prompt import Prompt
+from server.cloud.prompt import Prompt, check_length
 from server.cloud.upstream import Conversation, Upstream
 
 _LONGEST = 8  # tokens of one answer: a draft longer than that is not followed further
-_BYTES_PER_TOKEN = 16  # a text of more bytes than that per allowed token is refused without counting its tokens
 
 Body: TypeAlias = dict[str, Any]
 Units: TypeAlias = "list[int] | bytes"
@@ -203,7 +202,7 @@ def _chat_body(request: Open, limit: int) -> Callable[[Units], Body]:
     if isinstance(request.prompt, str):
         raise RequestError("the LLM's server only chats here: send messages, or let it use completions", "prompt")
     messages = [{"role": message.role, "content": message.content} for message in request.prompt]
-    _check_length(sum(len(message.content.encode()) for message in request.prompt), limit)
+    check_length(request, limit)
 
     def body(answer: Units) -> Body:
         if not answer:
@@ -218,15 +217,15 @@ def _text_body(request: Open, limit: int) -> Callable[[Units], Body]:
     if isinstance(request.prompt, str):
         prompt = request.prompt
     else:  # ChatML
-        turns = [f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in request.prompt]
+        turns = [f"<|im_start|>{message.role}\n{_harmless(message.content)}<|im_end|>\n" for message in request.prompt]
         prompt = "".join(turns) + "<|im_start|>assistant\n"
-    _check_length(len(prompt.encode()), limit)
+    check_length(request, limit)
     return lambda answer: {"prompt": prompt + _text(answer)}
 
 
-def _check_length(length: int, limit: int) -> None:
-    if length > limit * _BYTES_PER_TOKEN:
-        raise ContextFull(f"the prompt has {length} bytes, the limit here is {limit} tokens")
+def _harmless(content: str) -> str:
+    """The other server reads control tokens wherever they stand in a text: a message must not end its own turn."""
+    return content.replace("<|", "< |")
 
 
 def _text(answer: Units) -> str:

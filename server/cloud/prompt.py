@@ -7,6 +7,16 @@ from models.engine.base import Tokenizer
 from protocol.errors import ContextFull
 from protocol.resolve import Open
 
+_BYTES_PER_TOKEN = 16  # more than any text takes on average
+
+
+def check_length(request: Open, limit: int) -> None:
+    """Refuses by bytes what can't fit, before anything is tokenised. Raises ContextFull."""
+    texts = [request.prompt] if isinstance(request.prompt, str) else [message.content for message in request.prompt]
+    length = sum(map(len, texts))
+    if length > limit * _BYTES_PER_TOKEN:
+        raise ContextFull(f"the prompt has {length} characters, the limit here is {limit} tokens")
+
 
 class Prompt:
     """`tokens` is the prompt alone; `follow` puts the answer so far after it. Raises ContextFull, RequestError.
@@ -17,6 +27,7 @@ class Prompt:
 
     def __init__(self, tokenizer: Tokenizer, request: Open, limit: int) -> None:
         self._tokenizer = tokenizer
+        check_length(request, limit)
         if isinstance(request.prompt, str):
             self._text: bytes | None = request.prompt.encode()
             self.tokens = tokenizer.encode(self._text, start=True)

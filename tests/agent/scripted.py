@@ -30,7 +30,11 @@ def says(token: int, y: dict[int, float] | None = None, y_draft: float = -1.0) -
     """A resolver's decision for `token`, with what it tells of y."""
     y = y or {}
     ids, p = np.fromiter(y, np.intp, len(y)), np.fromiter(y.values(), np.float32, len(y))
-    return Reply([token], [0.0], ids, p, y_draft, llm_tokens=1)
+    return Reply([token], [0.0], ids, p, y_draft)
+
+
+def done(ticket: Ticket) -> bool:
+    return ticket.failed or ticket.reply is not None
 
 
 Opinion = Callable[[Question], Reply | None]
@@ -79,7 +83,7 @@ class Scripted(Conversation):
     def open_questions(self) -> list[int]:
         """Indices of those that are neither answered nor given up nor withdrawn, the latest last."""
         gone = self.given_up + self.withdrawn
-        return [index for index, ticket in enumerate(self.tickets) if not ticket.done and ticket not in gone]
+        return [index for index, ticket in enumerate(self.tickets) if not done(ticket) and ticket not in gone]
 
     def late(self, ticket: Ticket) -> None:
         self.given_up.append(ticket)

@@ -22,7 +22,7 @@ from models.engine.gguf import GgufTokenizer
 from models.sampling import Shaped
 from protocol import resolve as wire
 from protocol.resolve import Mode, Sampling
-from tests.agent.scripted import Clock
+from tests.agent.scripted import Clock, done
 
 PATIENCE = 30.0  # seconds after which a test gives up on something that never comes
 
@@ -100,7 +100,7 @@ class Device:
 
     async def done(self, ticket: Ticket | None) -> Ticket:
         assert ticket is not None
-        while not ticket.done:
+        while not done(ticket):
             self.woken.clear()
             await self.woken.wait()
         return ticket

@@ -40,7 +40,7 @@ def follows(seen: Sequence[int], p: NDArray[np.floating]) -> bool:
 
 def reply(tokens: Sequence[int] = (), tokens_p: Sequence[float] = (), y: dict[int, float] | None = None) -> Reply:
     ids = np.array(list(y or {}), np.intp)
-    return Reply(tokens, tokens_p, ids, np.array(list((y or {}).values()), np.float32), -1.0, 1)
+    return Reply(tokens, tokens_p, ids, np.array(list((y or {}).values()), np.float32), -1.0)
 
 
 PAIRS = {

@@ -17,7 +17,7 @@ from models.chat import render
 from models.engine.base import Engine
 from models.engine.gguf import GgufEngine
 from protocol.resolve import Message, Sampling
-from tests.agent.scripted import Clock, Opinion, Run, Scripted, says
+from tests.agent.scripted import Clock, Opinion, Run, Scripted, done, says
 
 ALWAYS, NEVER = FixedThreshold(-1.0), FixedThreshold(1.0)
 SOMETIMES = FixedThreshold(0.2)
@@ -261,7 +261,7 @@ class TestDisagreement:
         conversation = Scripted(replaces({0: word}), clock)
         run = Run(engine, plan(max_tokens=6), conversation, clock, answer_first, trusting())(prompt)
         assert len(conversation.withdrawn) == 5
-        assert all(not ticket.done for ticket in conversation.withdrawn)
+        assert all(not done(ticket) for ticket in conversation.withdrawn)
         assert len(conversation.questions) == 5 + len(run.ids)
 
     def test_the_llm_ends_the_answer(self, engine: Engine, prompt: list[int], clock: Clock) -> None:
@@ -353,7 +353,7 @@ class TestTiming:
 
         def world(run: Run) -> None:
             clock.now += dice.uniform(0.0, 0.7)
-            undone = [index for index, ticket in enumerate(conversation.tickets) if not ticket.done]
+            undone = [index for index, ticket in enumerate(conversation.tickets) if not done(ticket)]
             if undone and dice.random() < 0.7:  # also those that were given up
                 conversation.answer(dice.choice(undone))
 
@@ -372,7 +372,7 @@ class TestTiming:
 
         def world(run: Run) -> None:
             for index, ticket in enumerate(conversation.tickets):
-                if ticket in conversation.given_up and not ticket.done:
+                if ticket in conversation.given_up and not done(ticket):
                     conversation.answer(index)
             clock.now = max(clock.now, *(ticket.deadline for ticket in conversation.tickets))
 
@@ -515,7 +515,7 @@ class TestFuse:
     ) -> None:
         def opinion(question: Question) -> Reply:
             reply = says(word, {word: 0.9})
-            return Reply([], [], reply.y_ids, reply.y_p, -1.0, 1)
+            return Reply([], [], reply.y_ids, reply.y_p, -1.0)
 
         conversation = Scripted(opinion, clock)
         run = Run(engine, plan(mode="fuse", weight=0.0, max_tokens=5), conversation, clock, answer_first)(prompt)

@@ -80,10 +80,10 @@ def test_a_wrong_configuration_is_a_finding(empty: Doctor, tmp_path: Path) -> No
     assert "machine" in result.stdout
 
 
-def test_a_misspelt_variable_is_a_warning(empty: Doctor) -> None:
-    finding = empty.findings(code=1, SKERRY_CLOUD_ULR="x", SKERRY_POLICY_THRESHOLD="9")
-    assert "policy.threshold" in finding["configuration"]["text"]
-    assert "did you mean SKERRY_CLOUD_URL?" in empty.run(SKERRY_CLOUD_ULR="x").stdout
+def test_wrong_and_misspelt_variables_are_named(empty: Doctor) -> None:
+    assert "policy.threshold" in empty.findings(code=1, SKERRY_POLICY_THRESHOLD="9")["configuration"]["text"]
+    assert "did you mean SKERRY_CLOUD_URL?" in empty.findings(code=1, SKERRY_CLOUD_ULR="x")["configuration"]["text"]
+    assert "did you mean SKERRY_CLOUD_URL?" in empty.run(SKERRY_CLUOD_URL="x").stdout
 
 
 def test_a_cloud_that_refuses_and_one_that_is_silent(empty: Doctor) -> None:

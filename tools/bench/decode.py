@@ -145,7 +145,7 @@ def _ratio(rates: dict[str, list[float]], arm: str, base: str) -> float:
 
 
 def open_agent(model: Path, threads: int) -> Agent:
-    engine = GgufEngine(model, context=_CONTEXT, sequences=1, threads=threads)
+    engine = GgufEngine(model, context=_CONTEXT, sequences=1, threads=threads, hidden=False)
     return Agent(engine, Options(policy=_NEVER))
 
 

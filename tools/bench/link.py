@@ -76,7 +76,7 @@ async def measure(
 ) -> dict[str, Any]:
     """The object of `skerry bench link --json`."""
     threads = max(1, physical_cores() // 2)
-    engine = GgufEngine(model, context=2048, sequences=1, threads=threads)
+    engine = GgufEngine(model, context=2048, sequences=1, threads=threads, hidden=False)
     cloud, port = start_cloud(cloud_model, threads)
     with cloud, Child([str(port), str(rtt_ms)], module="tools.bench.proxy") as proxy:
         far = int(proxy.wait_for(r"^(\d+)$")[1])

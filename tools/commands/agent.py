@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -19,8 +18,9 @@ from agent.api.listen import check_listening
 from agent.assemble import assemble
 from agent.cloud import CloudResolver
 from agent.config import AgentConfig
-from models.store import Places, resolve_model
-from tools.settings import configuration
+from models.store import Places
+from tools.fetch import model_file
+from tools.settings import configuration, over
 
 
 @click.command(epilog="Example: skerry agent --cloud http://127.0.0.1:8431 --threads 2")
@@ -37,23 +37,18 @@ def agent(config: Path | None, port: int | None, model: str | None, threads: int
     settings = configuration(AgentConfig, "agent", config, os.environ)
     settings = msgspec.structs.replace(
         settings,
-        model=_over(settings.model, name=model, threads=threads),
-        cloud=_over(settings.cloud, url=cloud),
-        api=_over(settings.api, port=port),
+        model=over(settings.model, name=model, threads=threads),
+        cloud=over(settings.cloud, url=cloud),
+        api=over(settings.api, port=port),
     )
     check_listening(settings.api)
     logging.basicConfig(level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    path = resolve_model(settings.model.name, Places.of(os.environ))
+    path = model_file(settings.model.name, Places.of(os.environ))
     made, link = assemble(settings, path)
     try:
         asyncio.run(_serve(made, link, settings, ModelName.of(settings.model.name, path)))
     finally:
         made.close()
-
-
-def _over(section: Any, **values: Any) -> Any:
-    """The section with what the command line gives laid over it."""
-    return msgspec.structs.replace(section, **{key: value for key, value in values.items() if value is not None})
 
 
 async def _serve(made: Agent, link: CloudResolver | None, settings: AgentConfig, model: ModelName) -> None:

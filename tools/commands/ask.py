@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from agent.agent import Account, Agent, Piece, Request, random_seed
 from agent.assemble import assemble
@@ -22,7 +21,7 @@ from models.store import Places
 from protocol.resolve import Message, Mode, Sampling
 from tools import show
 from tools.fetch import model_file
-from tools.settings import configuration
+from tools.settings import configuration, over
 
 _CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud that may not be there
 
@@ -36,7 +35,7 @@ _CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud 
 @click.option("--mode", type=click.Choice(["verify", "fuse", "take"]), help="what a reply does")
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
-@click.option("--seed", type=int, help="the same seed gives the same text")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="the same seed gives the same text")
 @click.option("--threads", type=click.IntRange(0), help="most threads to use")
 @click.option("--private", is_flag=True, help="nothing of this question leaves the device")
 @click.option("--offline", is_flag=True, help="ask nobody for help")
@@ -57,6 +56,8 @@ def ask(
     """Answer QUESTION, streaming, coloured by who wrote each token."""
     settings = _override(configuration(AgentConfig, "agent", config, os.environ), offline=offline, **overrides)
     sampling = Sampling(temperature=temperature, seed=random_seed() if seed is None else seed)
+    if not question.strip():
+        raise click.UsageError("the question is empty")
     question = question.encode("utf-8", "replace").decode()  # what the shell passed need not be UTF-8
     request = Request([Message("user", question)], max_tokens=max_tokens, sampling=sampling, private=private)
     pieces, account = asyncio.run(_answer(settings, request, quiet=as_json))
@@ -80,10 +81,6 @@ def _override(
     threads: int | None,
 ) -> AgentConfig:
     """The configuration with the command line laid over it."""
-
-    def over(section: Any, **values: Any) -> Any:
-        given = {key: value for key, value in values.items() if value is not None}
-        return msgspec.structs.replace(section, **given)
 
     return AgentConfig(
         model=over(config.model, name=model, threads=threads, sequences=1),

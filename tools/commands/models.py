@@ -199,6 +199,10 @@ def _verified(entry: Entry, folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadModelFile(f"{path}: cannot be read: {error.strerror}") from None
     state = "absent" if digest is None else "verified" if digest == entry.sha256 else "damaged"
+    from models.engine.gguf import GgufTokenizer  # llama.cpp, which the other commands do without
+
+    if state == "verified" and entry.tokenizer and GgufTokenizer.open(path).fingerprint != entry.tokenizer:
+        state = "mislabelled"  # the catalog's tokenizer is another one
     return {"id": entry.id, "path": str(path), "state": state, "sha256": digest, "expected": entry.sha256}
 
 
