@@ -14,7 +14,7 @@ import pytest
 from agent.agent import Account, Agent, Event, Options, Piece, Request
 from agent.policy import Decision, FixedThreshold, Policy
 from agent.resolver import Conversation
-from models.engine.base import Engine
+from models.engine.base import Engine, Step
 from models.engine.gguf import GgufEngine
 from protocol.errors import ContextFull, Overloaded, RequestError
 from protocol.resolve import Message, Mode, Sampling
@@ -359,3 +359,26 @@ class TestResolver:
         agent = build(FixedThreshold(-1.0), resolver=resolver)
         account = answer(agent, PROMPTS[0], mode=mode).account()
         assert (account.mode, account.counts["cloud"]) == (mode, 12)
+
+
+class TestEngineFailure:
+    """An engine that raises what nobody expected."""
+
+    def test_fails_the_answer_and_serves_the_next(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        agent = Agent(engine, Options(FixedThreshold(1.0)))
+        request = Request("The capital of France", max_tokens=2)
+
+        async def ask() -> int:
+            return sum([1 async for event in agent.stream(request) if isinstance(event, Piece)])
+
+        def broken(feeds: object) -> list[Step]:
+            raise ValueError("NULL pointer access")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "forward", broken)
+            with pytest.raises(ValueError, match="NULL pointer"):
+                asyncio.run(ask())
+        assert agent.scheduler.alive
+        assert asyncio.run(ask()) == 2
+        agent.scheduler.close()
+        assert not agent.scheduler.alive

@@ -191,3 +191,22 @@ class TestKeys:
             text += f"{key.name} = {value}\n"
         path.write_text(text)
         assert load(AgentConfig, path, {}) == AgentConfig()
+
+
+@pytest.mark.parametrize("url", ["localhost:8431", "ftp://a", "http://[::1", "http://a:123456", "http://a b"])
+def test_a_cloud_url_that_can_not_be_one_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"cloud\.url.*http"):
+        load(AgentConfig, None, {"SKERRY_CLOUD_URL": url})
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://a:8431", "https://cloud.example/skerry", "ws://127.0.0.1:1", "http://[::1]:8431"]
+)
+def test_a_cloud_url_that_can_be_one_is_taken(url: str) -> None:
+    assert load(AgentConfig, None, {"SKERRY_CLOUD_URL": url}).cloud.url == url
+
+
+def test_a_misspelt_variable_of_a_known_section_is_refused() -> None:
+    with pytest.raises(ConfigError, match="did you mean SKERRY_POLICY_THRESHOLD"):
+        load(AgentConfig, None, {"SKERRY_POLICY_TRESHOLD": "1"})
+    load(AgentConfig, None, {"SKERRY_LISTEN_PORT": "1", "SKERRY_MODELS": "/tmp"})  # of `skerry serve`, and of all
