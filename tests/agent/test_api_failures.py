@@ -7,13 +7,14 @@ import json
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from agent.agent import Event, Piece
+from agent.agent import Agent, Event, Piece
 from agent.api.answer import portions
 from agent.api.app import Api, ModelName
 from agent.config import Api as ApiConfig
@@ -26,7 +27,10 @@ PIECE = Piece(Token(7, 0.5, 0.5, Provenance.LOCAL), b"so", "so")
 
 
 def agent_that(submit: Callable[[Any, Callable[[Event], None]], Any]) -> Any:
+    """The real streaming of an agent, over `submit`."""
     agent = Mock(submit=submit)
+    agent.stream = partial(Agent.stream, agent)
+    agent._submit_on_thread = partial(Agent._submit_on_thread, agent)
     agent.engine.info.fingerprint = "0" * 64
     agent.engine.threads = agent.scheduler.active = agent.scheduler.queued = 0
     return agent
