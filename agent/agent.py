@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -21,6 +22,7 @@ from agent.uncertainty import Measure, Softmax
 from models.chat import encode_chat
 from models.engine.base import Engine, Step
 from models.engine.base import Sequence as Place
+from protocol.errors import Overloaded
 from protocol.resolve import Message, Mode, Sampling
 
 
@@ -185,6 +187,9 @@ class Agent:
         self.agreement = Agreement()
         self.softmax = Softmax(engine.info.vocab)
         self.scheduler = Scheduler(engine, time.monotonic, queue)
+        self._changed = threading.Condition()
+        self._users = 0  # threads that tokenize a prompt
+        self._closed = False
 
     def encode(self, prompt: Sequence[Message] | str) -> list[int]:
         """The prompt's tokens. Raises RequestError if the model has no template for messages."""
@@ -196,9 +201,24 @@ class Agent:
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Writing:
         """Begins an answer; `on_event` is called on the engine's thread with each Piece, then with an Account or an
         error. Raises RequestError, Overloaded."""
-        writing = Writing(self, request, on_event)
-        self.scheduler.submit(writing.job)
+        with self._using_model():
+            writing = Writing(self, request, on_event)
+            self.scheduler.submit(writing.job)
         return writing
+
+    @contextmanager
+    def _using_model(self) -> Iterator[None]:
+        """Keeps `close` from freeing the model under a thread that tokenizes with it."""
+        with self._changed:
+            if self._closed:
+                raise Overloaded("the agent is shutting down")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
 
     async def stream(
         self, request: Request, note: Callable[[Event], None] = lambda event: None
@@ -235,6 +255,10 @@ class Agent:
             raise
 
     def close(self) -> None:
+        """Ends every answer and frees the model. End the resolver's link first."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._users == 0)
         self.scheduler.close()
         self.engine.close()
 

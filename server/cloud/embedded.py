@@ -48,6 +48,7 @@ class EmbeddedUpstream(Upstream):
         return self._scheduler.alive
 
     async def close(self) -> None:
+        await asyncio.gather(*self._reads, return_exceptions=True)  # they read from the model that is about to go
         await self._scheduler.close()
 
 

@@ -115,8 +115,8 @@ async def running(config: AgentConfig) -> AsyncIterator[tuple[Agent, CloudResolv
     try:
         yield agent, cloud
     finally:
-        agent.close()
-        if link is not None:
+        if link is not None:  # before the model goes, which replies are put into tokens with
             link.cancel()
             with suppress(asyncio.CancelledError):
                 await link
+        agent.close()
