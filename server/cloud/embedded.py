@@ -32,10 +32,14 @@ class EmbeddedUpstream(Upstream):
         self._answer_tokens = answer_tokens
         self._pieces = Pieces(engine.tokenizer)
         self._scheduler = Scheduler(engine)
+        self._reads: set[asyncio.Task[Prompt]] = set()
 
     async def open(self, request: Open) -> Conversation:
         # A long prompt takes too long to encode for the event loop.
-        prompt = await asyncio.to_thread(Prompt, self._tokenizer, request, self._prompt_tokens)
+        reading = asyncio.create_task(asyncio.to_thread(Prompt, self._tokenizer, request, self._prompt_tokens))
+        self._reads.add(reading)
+        reading.add_done_callback(self._reads.discard)
+        prompt = await asyncio.shield(reading)
         reserve = max(1, min(self._answer_tokens, self._context - len(prompt.tokens)))
         sequence = await self._scheduler.open(prompt.tokens, reserve)
         # The first Ask takes this job's place and goes on from where it is; what fails here fails there too.
