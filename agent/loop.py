@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from agent.agreement import Agreement
 from agent.combine import combine
 from agent.policy import Policy, Why
-from agent.resolver import Conversation, Provenance, Question, Reply, Ticket
+from agent.resolver import Conversation, Provenance, Question, Reply, State, Ticket
 from agent.uncertainty import Measure, Softmax
 from models.engine.base import Sequence as Place
 from models.engine.base import Step
@@ -41,12 +41,15 @@ class Wait(NamedTuple):
 
 Need: TypeAlias = Feed | Wait
 
+_RECENT = 8  # tokens that a question carries; the longest tail of a memory entry
+
 
 @dataclass(slots=True, eq=False)
 class Token:
     """One token of the answer. `provenance` None: not settled yet. `p`: its probability according to whoever produced
-    it. `beta`: rejection probability, where the LLM's opinion of the draft is known. `wait`: seconds that the loop
-    stood still for it; `reply_seconds`: from the question to its reply."""
+    it. `origin`: the other device that learned it, if one did. `beta`: rejection probability, where the LLM's opinion
+    of the draft is known. `wait`: seconds that the loop stood still for it; `reply_seconds`: from the question to its
+    reply."""
 
     id: int
     u: float
@@ -55,6 +58,7 @@ class Token:
     why: Why = Why.KEEP
     propensity: float = 1.0
     draft: int = -1
+    origin: str = ""
     beta: float | None = None
     wait: float = 0.0
     reply_seconds: float | None = None
@@ -119,6 +123,7 @@ class TokenLoop:
         while True:
             assert step is not None
             self._draft(step)
+            self._recall()
             feed = None
             while feed is None:
                 replaced = self._settle()
@@ -154,9 +159,33 @@ class TokenLoop:
         token.why, token.propensity = plan.policy.decide(u, plan.sampling.seed, position)
         if token.why is Why.KEEP:
             token.provenance = Provenance.LOCAL
-        else:
-            token.question = Question(self._ids[:-1], draft, x)
-            token.logits = step.logits.copy()
+            return
+        logits = token.logits = step.logits.copy()
+        token.question = Question(
+            answer=self._ids[:-1],
+            draft=draft,
+            x=x,
+            u=u,
+            seed=plan.sampling.seed,
+            audit=token.why is Why.AUDIT,
+            state=self._state(step, logits, belief),
+        )
+
+    def _state(self, step: Step, logits: NDArray[np.float32], belief: Softmax) -> State | None:
+        if step.hidden is None:
+            return None
+        return State(step.hidden.copy(), self._place.tokens[-_RECENT:], logits, belief.log_total(logits))
+
+    def _recall(self) -> None:
+        """Settles the last token by what the device knows already."""
+        token, position = self.tokens[-1], len(self._ids) - 1
+        if token.question is None or self._conversation is None or self._from_burst(position) is not None:
+            return
+        reply = self._conversation.known(token.question)
+        if reply is not None:
+            self._take(token, reply, position)
+            self._ids[-1] = token.id
+            token.question = None
 
     def _ask_held(self) -> bool:
         """Asks the last token's question, if no burst is about to answer it and few enough others are open. True if
@@ -172,7 +201,8 @@ class TokenLoop:
             return False
         else:
             token.ticket = self._conversation.ask(token.question)
-            token.provenance = None if token.ticket else Provenance.FALLBACK
+            if token.ticket is None:
+                token.provenance = Provenance.LOCAL if self._conversation.alone else Provenance.FALLBACK
         token.question = None
         return True
 
@@ -193,6 +223,7 @@ class TokenLoop:
 
     def _settle(self) -> bool:
         """Settles and emits tokens in order. True if a reply replaced a draft: what was drafted behind it is gone."""
+        self._pass_on()
         while self.settled < len(self.tokens):
             token = self.tokens[self.settled]
             if token.provenance is None and not self._resolve(token):
@@ -212,6 +243,16 @@ class TokenLoop:
                 return True
         return False
 
+    def _pass_on(self) -> None:
+        """Questions that nobody answered go to whoever is next in line."""
+        for token in self.tokens[self.settled :]:
+            ticket = token.ticket
+            if ticket is None or ticket.last or ticket.reply is not None or self._conversation is None:
+                continue
+            if ticket.failed or self._clock() >= ticket.deadline:
+                token.ticket = self._conversation.again(ticket)
+                token.provenance = None if token.ticket else Provenance.FALLBACK
+
     def _resolve(self, token: Token) -> bool:
         """Settles one asked token by its reply, by an earlier burst or by the deadline. False: nothing of it yet."""
         ticket, position = token.ticket, self.settled
@@ -219,13 +260,14 @@ class TokenLoop:
             return False  # its question is still held back
         if ticket.reply is not None:
             self._take(token, ticket.reply, position)
+            self._conversation.taken(ticket)
             self._agreement.observe(agreed=token.id == token.draft)
             token.reply_seconds = ticket.replied_at - ticket.asked_at
             if ticket.reply.tokens and token.id == ticket.reply.tokens[0]:
                 self._burst = (position, ticket)  # what else the LLM writes follows this very token
         elif (known := self._from_burst(position)) is not None:
             self._use_burst(token, known)
-        elif ticket.failed or self._clock() >= ticket.deadline:
+        elif ticket.last and (ticket.failed or self._clock() >= ticket.deadline):
             if not ticket.failed:
                 self._conversation.late(ticket)
             token.provenance = Provenance.FALLBACK
@@ -253,7 +295,7 @@ class TokenLoop:
             token.p = float(reply.y_p[known[0]])
         elif token.id in reply.tokens:
             token.p = reply.tokens_p[list(reply.tokens).index(token.id)]
-        token.provenance = reply.provenance
+        token.provenance, token.origin = reply.provenance, reply.origin
 
     def _use_burst(self, token: Token, known: int) -> None:
         assert token.logits is not None
@@ -298,7 +340,8 @@ class TokenLoop:
     def _wait(self) -> Generator[Need, Step | None, None]:
         token = self.tokens[self.settled]
         if token.ticket is not None:
-            until = token.ticket.deadline
+            open_here = [other.ticket for other in self.tokens[self.settled :] if other.ticket is not None]
+            until = min(ticket.deadline for ticket in open_here if ticket is token.ticket or not ticket.last)
         else:  # held back for a burst
             assert self._burst is not None
             burst = self._burst[1]

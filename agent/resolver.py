@@ -6,6 +6,7 @@ loop goes on drafting and looks at the ticket when it comes round.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +30,34 @@ class Provenance(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class State:
+    """What the SLM had before it at one step. `hidden` (d,): its last hidden state. `recent`: the last tokens, the
+    prompt's included. `logits` (V,) and `log_total`, the logarithm of the sum of their exponentials: x at temperature
+    1 and without penalties."""
+
+    hidden: NDArray[np.float32]
+    recent: Sequence[int]
+    logits: NDArray[np.float32]
+    log_total: float
+
+    def p(self, token: int) -> float:
+        """x of this token."""
+        return math.exp(float(self.logits[token]) - self.log_total)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Question:
     """One step that is to be resolved. `answer`: the tokens before it, prompt not counted, unsettled drafts
-    included. `x`: the SLM's sampling distribution."""
+    included. `x`: the SLM's sampling distribution. `audit`: asked to learn what the LLM would say, so nobody else's
+    answer will do. `state` None: the engine gives no hidden states."""
 
     answer: Sequence[int]
     draft: int
     x: Shaped
+    u: float = 1.0
+    seed: int = 0
+    audit: bool = False
+    state: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +67,7 @@ class Reply:
     `tokens`: the token to emit, then alternatives (mode verify), with `tokens_p` their probabilities under the LLM's
     sampling distribution; empty: decide from y. `y_ids` (n,), `y_p` (n,): the
     likeliest tokens at temperature 1; what they leave of 1 is the tail. `y_draft`: the draft's probability, -1 if
-    unknown. `provenance`: who says so.
+    unknown. `provenance`: who says so; `origin`: the device that learned it first, if it came from another one.
     """
 
     tokens: Sequence[int]
@@ -54,16 +76,19 @@ class Reply:
     y_p: NDArray[np.float32]
     y_draft: float
     provenance: Provenance = Provenance.CLOUD
+    origin: str = ""
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A question under way; `step` is its resolver's number for it. `reply` is set once; `burst`, what the
-    LLM wrote on, may grow afterwards. Times are seconds of the clock that was passed to the resolver."""
+    """A question under way; `step` is its resolver's number for it; `last`: nobody is next in line. `reply` is set
+    once; `burst`, what the LLM wrote on, may grow afterwards. Times are seconds of the clock that was passed to the
+    resolver."""
 
     asked_at: float
     deadline: float
     step: int = 0
+    last: bool = True
     reply: Reply | None = None
     failed: bool = False
     replied_at: float = 0.0
@@ -74,11 +99,14 @@ class Ticket:
 
 @dataclass(slots=True)
 class Traffic:
-    """What one conversation cost: bytes on the wire, LLM tokens computed, questions asked. `unmatched`: probability
-    mass of y, summed over replies, that has no counterpart among the SLM's tokens (two tokenizers)."""
+    """What one conversation cost: bytes on the wire to the cloud and to peers, LLM tokens computed, questions that the
+    cloud was asked. `unmatched`: probability mass of y, summed over replies, that has no counterpart among the SLM's
+    tokens (two tokenizers)."""
 
     bytes_up: int = 0
     bytes_down: int = 0
+    peer_bytes_up: int = 0
+    peer_bytes_down: int = 0
     llm_tokens: int = 0
     asked: int = 0
     unmatched: float = 0.0
@@ -89,10 +117,23 @@ class Conversation(ABC):
 
     traffic: Traffic
     bursts: bool = False  # a reply may be followed by more tokens
+    alone: bool = False  # nobody outside the device is ever asked
+
+    def known(self, question: Question) -> Reply | None:
+        """An answer that needs nobody else, at once."""
+        return None
 
     @abstractmethod
     def ask(self, question: Question) -> Ticket | None:
         """None: no help to be had now (not connected, breaker open)."""
+
+    def again(self, ticket: Ticket) -> Ticket | None:
+        """A ticket that is not the last one failed, or its deadline passed: whoever is next in line is asked. None:
+        no help to be had from them now."""
+        return None
+
+    def taken(self, ticket: Ticket) -> None:  # noqa: B027
+        """The ticket's reply was taken: what it teaches may be kept."""
 
     @abstractmethod
     def late(self, ticket: Ticket) -> None:

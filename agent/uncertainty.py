@@ -58,6 +58,10 @@ class Softmax:
     def log_p(self, token: int) -> float:
         return float(self._z[token]) - math.log(self._total)
 
+    def log_total(self, logits: Floats) -> float:
+        """The logarithm of the sum of exp(logits), for the `logits` (V,) that were loaded or a copy of them."""
+        return float(logits[self.likeliest]) - self.log_p(self.likeliest)
+
     def log_all(self) -> Floats:
         """(V,) log-probabilities, finite, a new array."""
         log_p: Floats = self._z - np.float32(math.log(self._total))

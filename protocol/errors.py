@@ -9,6 +9,7 @@
     ├── ProtocolError          a message from the other side is malformed or over a limit
     ├── LinkError              the other side cannot be reached or went away
     │   └── UpstreamError      the LLM's own server failed or answered something unusable
+    ├── StoreError             what the device keeps on disk: in use, unreadable, no room
     └── ModelError             a model file or catalog entry
         ├── UnknownModel       no such id in the catalog
         ├── BadModelFile       the file is missing, truncated or not what its name says
@@ -75,6 +76,10 @@ class LinkError(SkerryError):
 
 class UpstreamError(LinkError):
     pass
+
+
+class StoreError(SkerryError):
+    exit_code = 11
 
 
 class ModelError(SkerryError):
