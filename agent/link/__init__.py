@@ -1,0 +1,1 @@
+"""The device on the broker: identity, presence, and an outbox that survives power cuts."""

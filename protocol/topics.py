@@ -1,0 +1,144 @@
+"""Every MQTT topic, in one table (docs/mqtt.md shows it; a test compares the two).
+
+`skerry/1/<fleet>/<cluster>/<device>/...`: a device publishes under its own level and nowhere else, so one broker rule
+(`pattern write skerry/1/+/+/%u/#`) makes the level a proof of who sent a message. The device names `edge` and
+`edge.<cluster>` belong to edge services: `edge` to the cluster's own, `edge.B` to cluster B's where it asks here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from protocol.errors import ConfigError
+
+ROOT = "skerry/1"
+EDGE = "edge"
+LEVEL = r"^[A-Za-z0-9_.-]{1,64}$"
+
+_LEVEL = re.compile(LEVEL)
+
+
+class Topic(NamedTuple):
+    """One kind of topic. `suffix` follows the sender's level; `{other}` is the device that it is meant for. `limit`:
+    bytes of the largest payload; what is larger is dropped unread."""
+
+    suffix: str
+    sender: str
+    receiver: str
+    message: str
+    encoding: Literal["JSON", "MessagePack"]
+    qos: int
+    retained: bool
+    limit: int
+    meaning: str
+
+    @property
+    def pattern(self) -> str:
+        return f"{ROOT}/<fleet>/<cluster>/<device>/{self.suffix.format(other='<other>')}"
+
+
+STATUS = Topic(
+    suffix="status",
+    sender="device",
+    receiver="devices and edge of the cluster",
+    message="Status",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=8 << 10,
+    meaning="The device is there, or (its will) gone: key, spaces, session number.",
+)
+NEWS = Topic(
+    suffix="memory/new",
+    sender="device",
+    receiver="devices of the cluster",
+    message="News",
+    encoding="MessagePack",
+    qos=1,
+    retained=False,
+    limit=256 << 10,
+    meaning="Entries that the device has just learned, signed by it.",
+)
+ASK = Topic(
+    suffix="memory/ask/{other}",
+    sender="device or edge",
+    receiver="device `<other>`, or the edge",
+    message="Ask",
+    encoding="MessagePack",
+    qos=0,
+    retained=False,
+    limit=16 << 10,
+    meaning="Has `<other>` entries like this one? The edge asks on in its cluster or in others.",
+)
+ANSWER = Topic(
+    suffix="memory/answer/{other}",
+    sender="device or edge",
+    receiver="device `<other>`, who asked",
+    message="Answer",
+    encoding="MessagePack",
+    qos=0,
+    retained=False,
+    limit=96 << 10,
+    meaning="The entries, signed by whoever learned them; none: it has nothing.",
+)
+DIRECTORY = Topic(
+    suffix="directory",
+    sender="edge",
+    receiver="devices of the cluster, neighbouring edges",
+    message="Directory",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=256 << 10,
+    meaning="The devices here and within reach: keys, spaces, distance.",
+)
+
+TABLE = (STATUS, NEWS, ASK, ANSWER, DIRECTORY)
+
+
+def level(name: str, what: str) -> str:
+    """`name`, if it can be one level of a topic. Raises ConfigError, which calls it `what`."""
+    if not _LEVEL.fullmatch(name):
+        raise ConfigError(f"{what} {name!r} cannot be part of a topic: 1 to 64 of the characters A-Z a-z 0-9 _ . -")
+    return name
+
+
+def is_level(name: str) -> bool:
+    return _LEVEL.fullmatch(name) is not None
+
+
+def is_edge(device: str) -> bool:
+    return device == EDGE or device.startswith(EDGE + ".")
+
+
+def device_name(name: str) -> str:
+    """`name`, if a device may be called that. Raises ConfigError."""
+    if is_edge(level(name, "the device name")):
+        raise ConfigError(f"the device name {name!r} is reserved for the edge service: choose another one")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The topics of one cluster."""
+
+    fleet: str
+    name: str
+
+    def __post_init__(self) -> None:
+        level(self.fleet, "the fleet")
+        level(self.name, "the cluster")
+
+    def path(self, kind: Topic, device: str = "+", other: str = "+") -> str:
+        """The topic, or with + the filter of the topics, that `device` publishes to (for `other`)."""
+        return f"{ROOT}/{self.fleet}/{self.name}/{device}/{kind.suffix.format(other=other)}"
+
+    def sender(self, topic: str) -> str | None:
+        """The device whose level the topic is under; None if it is no topic of this cluster."""
+        prefix = f"{ROOT}/{self.fleet}/{self.name}/"
+        if not topic.startswith(prefix):
+            return None
+        device = topic[len(prefix) :].partition("/")[0]
+        return device if is_level(device) else None

@@ -1,0 +1,1 @@
+"""An MQTT broker for demos and single sites."""
