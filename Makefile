@@ -32,11 +32,12 @@ format: .venv/dev
 		{ echo "Skerry needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "Installing. llama.cpp is compiled for this machine the first time: 5 to 15 minutes on two cores."
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[server]'
 	touch $@
 
 .venv/dev: .venv/device
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev,server,eval]'
+	tests/install_mosquitto
 	touch $@
 
 clean:

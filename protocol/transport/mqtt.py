@@ -122,7 +122,7 @@ class MqttTransport(Transport):
         on_up: Callable[[], None] = lambda: None,
         on_down: Callable[[], None] = lambda: None,
         *,
-        jitter: Callable[[], float] = random.SystemRandom().random,
+        jitter: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(will, on_up, on_down)
@@ -134,7 +134,7 @@ class MqttTransport(Transport):
         self._host, self._port, self._tls = options.address()
         if self._tls:
             options.context()
-        self._jitter = jitter
+        self._jitter = jitter or random.SystemRandom().random
         self._clock = clock
         self._inbox = Inbox()
         self._events: deque[Callable[[], None]] = deque()

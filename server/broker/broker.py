@@ -10,7 +10,7 @@ production use Mosquitto (deploy/mosquitto/). As of amqtt 0.12.1 these faults ma
 - keep-alive is not enforced, so a client that vanished without a FIN stays connected, and no will is sent;
 - a connection that failed to log in replaces the session of the one that did; wills bypass topic rules;
 - a reconnecting client gets retained messages that it never subscribed to; overlapping filters deliver twice;
-- packets of up to 256 MB are read.
+- packets of up to 256 MB are read; a shutdown may never end.
 
 What remains: the QoS of a delivery is the subscription's, even where the message was published at QoS 0.
 """
@@ -71,6 +71,12 @@ class _Handler(BrokerProtocolHandler):  # type: ignore[misc]  # amqtt has no typ
     def handle_read_timeout(self) -> None:
         """Nothing came for one and a half times the keep-alive."""
         self._ending = asyncio.ensure_future(self.handle_connection_closed())
+
+    async def stop(self) -> None:
+        """The connection first: a reader may miss that it is cancelled (asyncio.wait_for), but not that it is over."""
+        if self.writer is not None:
+            await self.writer.close()
+        await super().stop()
 
 
 class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types

@@ -133,6 +133,13 @@ def test_it_survives_being_closed_and_opened(tmp_path: Path) -> None:
         assert transport.published == [("t/1", b"a", True), ("t/2", b"b", False), ("t/1", b"c", False)]
 
 
+def test_each_write_reaches_the_disk_itself(tmp_path: Path) -> None:
+    """What `kill -9` can't show: SQLite's full synchronous mode, in which a commit survives a power cut."""
+    with opened(tmp_path) as (outbox, _):
+        assert outbox._file._db.execute("pragma synchronous").fetchone() == (2,)
+        assert outbox._file._db.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
 def test_no_more_than_a_window_is_under_way(tmp_path: Path) -> None:
     with opened(tmp_path) as (outbox, transport):
         for number in range(200):
