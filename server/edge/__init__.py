@@ -1,0 +1,1 @@
+"""The edge service of one cluster: directory and bridge to its neighbours."""
