@@ -63,8 +63,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What one answer took. `unmatched`: mean probability mass of a reply that has no counterpart among the SLM's
-    tokens. Times in seconds; `tok_s` from the first token to the last."""
+    """What one answer took. `borrowed`: tokens that another device had learned. `unmatched`: mean probability mass of a
+    reply that has no counterpart among the SLM's tokens. Times in seconds; `tok_s` from the first token to the
+    last."""
 
     finish: str
     prompt_tokens: int
@@ -74,6 +75,9 @@ class Account:
     llm_tokens: int
     bytes_up: int
     bytes_down: int
+    peer_bytes_up: int
+    peer_bytes_down: int
+    borrowed: int
     asked: int
     rewinds: int
     unmatched: float
@@ -112,8 +116,9 @@ class Writing:
     def _start(self, place: Place) -> Generator[Need, Step | None, str]:
         agent, request = self._agent, self._request
         mode = request.mode or agent.options.mode
-        if agent.resolver is not None and not request.private:
-            self._conversation = agent.resolver.open(
+        resolver = agent.inward if request.private else agent.resolver
+        if resolver is not None:
+            self._conversation = resolver.open(
                 request.prompt, request.sampling, mode, lambda: agent.scheduler.wake(self.job)
             )
         plan = Plan(
@@ -163,6 +168,9 @@ class Writing:
             llm_tokens=traffic.llm_tokens,
             bytes_up=traffic.bytes_up,
             bytes_down=traffic.bytes_down,
+            peer_bytes_up=traffic.peer_bytes_up,
+            peer_bytes_down=traffic.peer_bytes_down,
+            borrowed=sum(1 for token in tokens if token.origin),
             asked=traffic.asked,
             rewinds=self._loop.rewinds if self._loop else 0,
             unmatched=traffic.unmatched / max(1, traffic.asked),
@@ -178,12 +186,21 @@ class Writing:
 
 
 class Agent:
-    """Owns the engine's thread. `resolver` None: the device writes alone."""
+    """Owns the engine's thread. `resolver` None: the device writes alone. `inward`, for private requests, is a resolver
+    that has no way out of the device."""
 
-    def __init__(self, engine: Engine, options: Options, resolver: Resolver | None = None, queue: int = 16) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        options: Options,
+        resolver: Resolver | None = None,
+        queue: int = 16,
+        inward: Resolver | None = None,
+    ) -> None:
         self.engine = engine
         self.options = options
         self.resolver = resolver
+        self.inward = inward
         self.agreement = Agreement()
         self.softmax = Softmax(engine.info.vocab)
         self.scheduler = Scheduler(engine, time.monotonic, queue)

@@ -1,22 +1,51 @@
-"""From a configuration to a running agent."""
+"""From a configuration to a running device."""
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from pathlib import Path
 
+import platformdirs
+
 from agent.agent import Agent, Options
 from agent.breaker import Breaker
+from agent.chain import Chain
 from agent.cloud import CloudOptions, CloudResolver
 from agent.config import AgentConfig
+from agent.device import Device
+from agent.link.identity import Identity, identity
+from agent.memory.keeper import Keeper, recall_evidence
+from agent.memory.key import KeyMaker, space_of
+from agent.memory.memory import EntryMemory
+from agent.peers.network import Network
+from agent.peers.resolver import AskOptions
+from agent.peers.sharing import Sharing
+from agent.peers.trust import Trust
 from agent.policy import FixedThreshold
 from models.engine.gguf import GgufEngine
+from protocol.errors import ConfigError
+from protocol.topics import Cluster, device_name
+from protocol.transport.mqtt import MqttOptions, MqttTransport
+
+log = logging.getLogger(__name__)
+
+_DAY = 86_400.0
+_MEGABYTE = 10**6
 
 
-def assemble(config: AgentConfig, model: Path) -> tuple[Agent, CloudResolver | None]:
-    """The agent for the model file, and its link to the cloud if one is configured: run that as a task on an event
-    loop. Raises BadModelFile."""
+def device_folder(config: AgentConfig) -> Path:
+    """Where the device's key, memory and outbox are kept."""
+    named = config.device.folder
+    return Path(named).expanduser() if named else platformdirs.user_data_path("skerry") / "device"
+
+
+def assemble(config: AgentConfig, model: Path) -> Device:
+    """The device for the model file; its links are down until `Device.linked`. Raises BadModelFile, ConfigError,
+    StoreError."""
+    if config.peers.broker and not config.memory.enabled:
+        raise ConfigError("peers.broker is set but memory.enabled is false: peers share what is in the memory")
     engine = GgufEngine(
         model,
         name=config.model.name,
@@ -25,8 +54,16 @@ def assemble(config: AgentConfig, model: Path) -> tuple[Agent, CloudResolver | N
         threads=config.model.threads,
         kv=config.model.kv,
         repack=config.model.repack,
-        hidden=False,  # nothing reads hidden states yet, and they cost each prompt one more pass
+        hidden=config.memory.enabled,  # they cost each prompt one more pass
     )
+    try:
+        return _assemble(config, engine)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _assemble(config: AgentConfig, engine: GgufEngine) -> Device:
     options = Options(
         policy=FixedThreshold(config.policy.threshold, config.policy.audit),
         measure=config.policy.measure,
@@ -36,7 +73,19 @@ def assemble(config: AgentConfig, model: Path) -> tuple[Agent, CloudResolver | N
         in_flight=config.cloud.in_flight,
     )
     cloud = _cloud(config, engine) if config.cloud.url else None
-    return Agent(engine, options, cloud, config.api.queue), cloud
+    if not config.memory.enabled:
+        return Device(Agent(engine, options, cloud, config.api.queue), cloud)
+    folder = device_folder(config)
+    who = identity(folder / "device.key")
+    keeper = _keeper(config, engine, folder, who)
+    try:
+        network = _network(config, keeper, folder, who) if config.peers.broker else None
+    except BaseException:
+        keeper.close()
+        raise
+    peers = network.resolver if network is not None and config.peers.ask else None
+    agent = Agent(engine, options, Chain(keeper, peers, cloud), config.api.queue, inward=Chain(keeper))
+    return Device(agent, cloud, keeper, network)
 
 
 def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:
@@ -49,3 +98,68 @@ def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:
     )
     jitter = random.SystemRandom().random
     return CloudResolver(options, engine.tokenizer, Breaker(time.monotonic, jitter), time.monotonic, jitter)
+
+
+def _keeper(config: AgentConfig, engine: GgufEngine, folder: Path, who: Identity) -> Keeper:
+    keys = _keys(engine, folder)
+    memory = EntryMemory(
+        folder / "memory", max_bytes=config.memory.megabytes * _MEGABYTE, max_age=config.memory.days * _DAY
+    )
+    trust = Trust(who.public, bound=config.memory.wrong_bound, base=config.memory.audit, records=memory)
+    kept = folder / f"evidence-{keys.space.hex()}"
+    evidence = recall_evidence(kept, config.memory.wrong_bound)
+    return Keeper(memory, keys, trust, evidence, who.public, who.sign, time.time, kept)
+
+
+def _keys(engine: GgufEngine, folder: Path) -> KeyMaker:
+    """Calibrated once for each model."""
+    space = space_of(engine.info.fingerprint)
+    path = folder / f"space-{space.hex()}"
+    known = KeyMaker.load(path, space, engine.info.width)
+    if known is not None:
+        return known
+    log.info("reading the calibration text with %s, once", engine.info.name)
+    made = KeyMaker.calibrate(engine)
+    try:
+        made.save(path)
+    except OSError as error:
+        log.warning("%s: cannot be written, so the next start calibrates again: %s", path, error.strerror)
+    return made
+
+
+def _network(config: AgentConfig, keeper: Keeper, folder: Path, who: Identity) -> Network:
+    peers, device = config.peers, config.device
+    name = device_name(device.name or f"device-{who.public.hex()[:12]}")
+    transport = MqttTransport(
+        MqttOptions(
+            url=peers.broker,
+            client_id=f"skerry-{name}",
+            username=peers.username or (name if peers.password else ""),
+            password=peers.password.strip(),
+            ca=peers.ca,
+            certificate=peers.certificate,
+            key=peers.key,
+        )
+    )
+    network = Network(
+        Cluster(device.fleet, device.cluster),
+        name,
+        who,
+        transport,
+        keeper.memory,
+        keeper.trust,
+        folder,
+        [keeper.keys.space],
+        Sharing(peers.share, frozenset(_spaces(peers.unshared))),
+        AskOptions(cap=peers.deadline_ms / 1000, hops=peers.hops),
+    )
+    keeper.share, keeper.name_of = network.gossip.share, network.around.name_of
+    return network
+
+
+def _spaces(named: list[str]) -> list[bytes]:
+    """Raises ConfigError."""
+    try:
+        return [bytes.fromhex(space) for space in named]
+    except ValueError:
+        raise ConfigError(f"peers.unshared = {named}: spaces are written as `skerry memory stats` shows them") from None

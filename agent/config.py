@@ -11,6 +11,8 @@ from agent.uncertainty import Measure
 from protocol.resolve import Mode
 
 URL = r"^$|^(https?|wss?)://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+)(:[0-9]{1,5})?(/\S*)?$"
+NAME = r"^[A-Za-z0-9_.-]{1,64}\Z"
+BROKER = r"^$|^mqtts?://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+)(:[0-9]{1,5})?/?$"
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -52,6 +54,48 @@ class Cloud(msgspec.Struct, frozen=True):
     top: Annotated[int, Meta(ge=1, le=1000, description="log-probabilities of the LLM that come with an answer")] = 16
 
 
+class Device(msgspec.Struct, frozen=True):
+    fleet: Annotated[str, Meta(pattern=NAME, description="the fleet that this device belongs to")] = "home"
+    cluster: Annotated[str, Meta(pattern=NAME, description="the devices around one edge broker")] = "main"
+    name: Annotated[
+        str, Meta(pattern=rf"^\Z|{NAME}", description="unique in the fleet; empty: made from the device's key")
+    ] = ""
+    folder: Annotated[
+        str, Meta(description="where its key, memory and outbox are kept; empty: the user's data folder")
+    ] = ""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    enabled: Annotated[bool, Meta(description="keep what was resolved, and look there first")] = True
+    megabytes: Annotated[int, Meta(ge=1, le=1 << 20, description="most that it takes on disk, index included")] = 128
+    days: Annotated[int, Meta(ge=1, le=36_500, description="running time after which an entry goes")] = 180
+    wrong_bound: Annotated[
+        float,
+        Meta(gt=0.0, lt=1.0, description="share of reused tokens that may differ from what the LLM would say"),
+    ] = 0.1
+    audit: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="share of hits that the cloud is asked about all the same")
+    ] = 0.05
+
+
+class Peers(msgspec.Struct, frozen=True):
+    broker: Annotated[
+        str, Meta(pattern=BROKER, description="MQTT broker, mqtt://host:1883 or mqtts://host:8883; empty: no peers")
+    ] = ""
+    username: Annotated[str, Meta(description="for the broker; empty: the device's name, if there is a password")] = ""
+    password: Annotated[str, Meta(description="for the broker")] = ""
+    ca: Annotated[str, Meta(description="file of the authority that signed the broker's certificate")] = ""
+    certificate: Annotated[str, Meta(description="file of this device's certificate for the broker")] = ""
+    key: Annotated[str, Meta(description="file of that certificate's private key")] = ""
+    share: Annotated[bool, Meta(description="give to peers what was learned, and answer their questions")] = True
+    unshared: Annotated[
+        list[str], Meta(description="spaces that are never shared, by id (`skerry memory stats`)")
+    ] = msgspec.field(default_factory=list)
+    ask: Annotated[bool, Meta(description="ask peers when the own memory has no answer")] = True
+    deadline_ms: Annotated[int, Meta(ge=1, le=10_000, description="longest wait for peers; learned below it")] = 50
+    hops: Annotated[int, Meta(ge=0, le=4, description="neighbouring clusters that a question may cross")] = 1
+
+
 class Api(msgspec.Struct, frozen=True):
     host: Annotated[str, Meta(description="address to listen on; other than loopback needs api.key")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="port to listen on; 0: any free one")] = 8430
@@ -71,5 +115,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     model: Model = Model()
     policy: Policy = Policy()
     cloud: Cloud = Cloud()
+    device: Device = Device()
+    memory: Memory = Memory()
+    peers: Peers = Peers()
     api: Api = Api()
     log: Log = Log()

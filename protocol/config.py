@@ -130,6 +130,13 @@ def _allowed(info: msgspec.inspect.Type) -> str:
         case msgspec.inspect.ListType():
             return "list of text"
         case msgspec.inspect.StrType():
-            return "a URL, http(s)://host:port" if info.pattern and "http" in info.pattern else "text"
+            return _allowed_text(info.pattern or "")
         case _:
             return type(info).__name__.removesuffix("Type").lower()
+
+
+def _allowed_text(pattern: str) -> str:
+    for scheme in ("http", "mqtt"):
+        if scheme in pattern:
+            return f"a URL, {scheme}(s)://host:port"
+    return "letters, digits, _ . - (64 at most)" if "{1,64}" in pattern else "text"

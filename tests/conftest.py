@@ -13,6 +13,12 @@ from models.pull import pull
 from models.store import Places
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_device_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that tests start may use, or wait for, what the user's own device has learned."""
+    os.environ["SKERRY_DEVICE_FOLDER"] = str(tmp_path_factory.mktemp("device"))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The file of SmolLM2-135M-Instruct, from the models' folder (SKERRY_MODELS) or pulled into it."""

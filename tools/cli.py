@@ -14,8 +14,12 @@ _COMMANDS = {
     "agent": "run the agent: an OpenAI-compatible API on this device",
     "ask": "ask one question and watch who writes which token",
     "bench": "measure speed, side by side",
-    "demo": "device, cloud, outage and recovery in three minutes",
+    "broker": "run an MQTT broker, for demos and single sites",
+    "demo": "two devices that share what they learn, a cloud, and an outage, in three minutes",
     "doctor": "check this machine, the model, the cloud and the configuration",
+    "edge": "run the edge service of a cluster: its directory, and the bridge to its neighbours",
+    "eval": "measure on real text what pays",
+    "memory": "look at what the device has learned; export, import, clear",
     "models": "get and check model files",
     "serve": "run the cloud resolver: a large model that helps with single tokens",
 }

@@ -16,6 +16,7 @@ from agent.config import AgentConfig
 from protocol import errors
 from protocol.config import keys
 from server.cloud.config import ServeConfig
+from server.edge.config import EdgeConfig
 from tools.cli import skerry
 
 FOLDER = Path(__file__).parent.parent / "docs"
@@ -39,6 +40,19 @@ mode = "take"
 deadline_ms = 500
 burst = 4
 
+[device]
+fleet = "farm"
+cluster = "north-barn"
+name = "barn-3"
+
+[memory]
+megabytes = 128
+wrong_bound = 0.1
+
+[peers]
+broker = "mqtts://broker.example:8883"
+password = "the password that the broker knows for barn-3"
+
 [api]
 port = 8430
 """,
@@ -57,6 +71,17 @@ sessions = 16
 sessions_per_key = 4
 asks_per_second = 50
 """,
+    "edge": """\
+[edge]
+fleet = "farm"
+cluster = "north-barn"
+
+[broker]
+url = "mqtt://127.0.0.1:1883"
+
+[neighbours]
+brokers = ["south-barn=mqtt://10.0.0.2:1883"]
+""",
 }
 
 
@@ -72,7 +97,7 @@ allowed. `skerry doctor` checks the agent's configuration and finds misspelt var
 
 All keys have defaults. Without `--config` the file is the one in your configuration folder, if it exists:
 `~/.config/skerry/agent.toml` for `skerry agent`, `skerry ask` and `skerry doctor`, `~/.config/skerry/serve.toml` for
-`skerry serve` (`XDG_CONFIG_HOME` names another place than `~/.config`).
+`skerry serve`, `~/.config/skerry/edge.toml` for `skerry edge` (`XDG_CONFIG_HOME` names another place than `~/.config`).
 
 ## agent.toml
 
@@ -91,6 +116,15 @@ Example:
 
 ```toml
 {EXAMPLES["serve"]}```
+
+## edge.toml
+
+{_keys(EdgeConfig)}
+
+Example:
+
+```toml
+{EXAMPLES["edge"]}```
 
 ## Other variables and files
 

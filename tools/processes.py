@@ -92,3 +92,13 @@ def start_cloud(model: str, threads: int, *arguments: str, env: dict[str, str] |
     except BaseException:
         child.stop()
         raise
+
+
+def start_broker(*arguments: str) -> tuple[Child, int]:
+    """`skerry broker` on a free loopback port, ready, and that port."""
+    child = Child(["broker", "--port", "0", *arguments])
+    try:
+        return child, int(child.wait_for(r"ready on \S*?:(\d+)$")[1])
+    except BaseException:
+        child.stop()
+        raise

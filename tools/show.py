@@ -30,9 +30,11 @@ def legend() -> str:
 def summary(account: Account) -> str:
     """The one-line account at the end of an answer."""
     counts = " ".join(f"{who} {count}" for who, count in account.counts.items() if count)
+    counts += f" ({account.borrowed} learned elsewhere)" if account.borrowed else ""
+    up, down = account.bytes_up + account.peer_bytes_up, account.bytes_down + account.peer_bytes_down
     return (
         f"{account.tokens} tokens: {counts} · LLM tokens {account.llm_tokens} · "
-        f"bytes up {account.bytes_up} down {account.bytes_down} · {account.tok_s:.1f} tok/s · "
+        f"bytes up {up} down {down} · {account.tok_s:.1f} tok/s · "
         f"threshold {account.threshold:g}"
     )
 
@@ -68,6 +70,7 @@ def as_json(account: Account, pieces: list[Piece]) -> dict[str, Any]:
                 "provenance": str(piece.token.provenance),
                 "p": round(piece.token.p, 6),
                 "why": str(piece.token.why),
+                "origin": piece.token.origin,
                 "beta": None if piece.token.beta is None else round(piece.token.beta, 6),
                 "wait_ms": round(piece.token.wait * 1000, 3),
             }
@@ -82,6 +85,9 @@ def as_json(account: Account, pieces: list[Piece]) -> dict[str, Any]:
         "unmatched": round(account.unmatched, 6),
         "bytes_up": account.bytes_up,
         "bytes_down": account.bytes_down,
+        "peer_bytes_up": account.peer_bytes_up,
+        "peer_bytes_down": account.peer_bytes_down,
+        "borrowed": account.borrowed,
         "mean_u": round(account.mean_u, 6),
         "first_token_s": round(account.first_token, 4),
         "tok_s": round(account.tok_s, 2),

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from agent.agent import Account, Agent, random_seed
+from agent.agent import Account, random_seed
 from agent.api import schema
 from agent.api.answer import Portion, portions
 from agent.api.errors import describe, log_unexpected, respond
@@ -22,8 +22,8 @@ from agent.api.listen import host_of, is_loopback
 from agent.api.metrics import Metrics
 from agent.api.render import ChatRendering, Head, Json, Rendering, TextRendering
 from agent.api.sse import EventStream, stream
-from agent.cloud import CloudResolver
 from agent.config import Api as ApiConfig
+from agent.device import Device
 from protocol.errors import AuthError, ContextFull, RequestError, UnknownModel
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -55,20 +55,20 @@ class Api:
 
     def __init__(
         self,
-        agent: Agent,
-        cloud: CloudResolver | None,
+        device: Device,
         config: ApiConfig,
         model: ModelName,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._agent = agent
-        self._cloud = cloud
+        self._agent = device.agent
+        self._cloud = device.cloud
+        self._network = device.network
         self._key = config.key.encode()
         self._defaults = schema.Defaults(config.max_tokens, random_seed)
         self._model = model
         self._clock = clock
         self._started = int(clock())
-        self.metrics = Metrics(agent, cloud)
+        self.metrics = Metrics(device)
         self.app = web.Application(client_max_size=config.body_bytes, middlewares=[self._account, self._guard])
         self.app.add_routes(
             [
@@ -140,12 +140,14 @@ class Api:
         """The model is loaded before anybody can ask. The cloud's state goes without details: no key is needed."""
         scheduler, cloud = self._agent.scheduler, self._cloud
         state = {"state": cloud.state.partition(":")[0], "breaker": cloud.breaker.state} if cloud else None
+        broker = {"state": self._network.transport.state.partition(":")[0]} if self._network else None
         return web.json_response(
             status=200 if scheduler.alive else 503,
             data={
                 "status": "ready" if scheduler.alive else "the engine has stopped",
                 "model": self._model.id,
                 "cloud": state,
+                "broker": broker,
                 "active": scheduler.active,
                 "queued": scheduler.queued,
             },

@@ -10,18 +10,15 @@ from aiohttp import web
 
 from agent.agent import Agent
 from agent.api.app import Api
-from agent.cloud import CloudResolver
 from agent.config import Api as ApiConfig
+from agent.device import Device
 from protocol.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 5.0  # what running answers get to finish
 
 
 async def serve(
-    agent: Agent,
-    cloud: CloudResolver | None,
+    device: Device,
     api: Api,
     config: ApiConfig,
     ready: Callable[[str], None],
@@ -29,7 +26,6 @@ async def serve(
 ) -> None:
     """Serves until `stop` is set; `ready` is called with the address once clients are let in. The agent's thread is
     ended then, its engine is the caller's to close. Raises ConfigError if the address cannot be listened on."""
-    link = asyncio.create_task(_keep_linked(cloud)) if cloud else None
     runner = web.AppRunner(
         api.app,
         access_log=None,
@@ -38,15 +34,13 @@ async def serve(
         shutdown_timeout=2 * _GRACE_SECONDS,
     )
     await runner.setup()
-    try:
-        await _listen(runner, config)
-        ready(_url(runner.addresses[0]))
-        await stop.wait()
-    finally:
-        await _drain(runner, agent)
-        if link is not None:
-            link.cancel()
-            await asyncio.wait((link,))
+    async with device.linked():
+        try:
+            await _listen(runner, config)
+            ready(_url(runner.addresses[0]))
+            await stop.wait()
+        finally:
+            await _drain(runner, device.agent)
 
 
 async def _listen(runner: web.AppRunner, config: ApiConfig) -> None:
@@ -63,14 +57,6 @@ async def _drain(runner: web.AppRunner, agent: Agent) -> None:
     await asyncio.wait((cleanup,), timeout=_GRACE_SECONDS)
     await asyncio.to_thread(agent.scheduler.close)
     await cleanup
-
-
-async def _keep_linked(cloud: CloudResolver) -> None:
-    """The device goes on alone if the link's own code fails."""
-    try:
-        await cloud.run()
-    except Exception as error:
-        log.error("the link to the cloud ended: %s", type(error).__name__)
 
 
 def _url(address: tuple[str, int]) -> str:

@@ -8,9 +8,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.agent import Account, Agent, Event, Piece
+from agent.agent import Account, Event, Piece
 from agent.api.answer import is_token
-from agent.cloud import CloudResolver
+from agent.device import Device
+from agent.memory.keeper import Keeper
+from agent.peers.network import Network
 
 _FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REQUEST_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -20,39 +22,94 @@ _U = tuple(tenth / 10 for tenth in range(1, 11))
 class _State(Collector):
     """Numbers that somebody else keeps, read when they are asked for."""
 
-    def __init__(self, agent: Agent, cloud: CloudResolver | None) -> None:
-        self._agent = agent
-        self._cloud = cloud
+    def __init__(self, device: Device) -> None:
+        self._device = device
 
     def collect(self) -> Iterator[Metric]:
-        agent, cloud = self._agent, self._cloud
-        gauges = (
-            ("skerry_active_requests", "Answers that are being written.", agent.scheduler.active),
-            ("skerry_queued_requests", "Answers that wait for a place.", agent.scheduler.queued),
-            ("skerry_engine_threads", "Threads that the engine uses at present.", agent.engine.threads),
-            ("skerry_cloud_connected", "1 while the link to the cloud stands.", bool(cloud and cloud.link)),
-            (
-                "skerry_breaker_open",
-                "1 while the cloud is not asked because it failed.",
-                bool(cloud and cloud.breaker.state != "closed"),
-            ),
-        )
-        for name, meaning, value in gauges:
-            yield GaugeMetricFamily(name, meaning, value)
-        late = cloud.late_replies if cloud else 0
-        yield CounterMetricFamily("skerry_late_replies", "Replies that came after their deadline.", late)
-        nonsense = cloud.protocol_errors if cloud else 0
-        yield CounterMetricFamily("skerry_protocol_errors", "Connections ended by a malformed frame.", nonsense)
-        opened = cloud.breaker.opened if cloud else 0
-        yield CounterMetricFamily("skerry_breaker_openings", "How often the cloud was given up for a while.", opened)
+        device = self._device
+        yield from _agent(device)
+        if device.keeper is not None:
+            yield from _memory(device.keeper)
+        if device.network is not None:
+            yield from _peers(device.network)
+
+
+def _agent(device: Device) -> Iterator[Metric]:
+    agent, cloud = device.agent, device.cloud
+    yield _gauge("active_requests", "Answers that are being written.", agent.scheduler.active)
+    yield _gauge("queued_requests", "Answers that wait for a place.", agent.scheduler.queued)
+    yield _gauge("engine_threads", "Threads that the engine uses at present.", agent.engine.threads)
+    yield _gauge("cloud_connected", "1 while the link to the cloud stands.", bool(cloud and cloud.link))
+    breaker_open = bool(cloud and cloud.breaker.state != "closed")
+    yield _gauge("breaker_open", "1 while the cloud is not asked because it failed.", breaker_open)
+    late = cloud.late_replies if cloud else 0
+    yield _counter("late_replies", "Replies that came after their deadline.", late)
+    nonsense = cloud.protocol_errors if cloud else 0
+    yield _counter("protocol_errors", "Connections ended by a malformed frame.", nonsense)
+    opened = cloud.breaker.opened if cloud else 0
+    yield _counter("breaker_openings", "How often the cloud was given up for a while.", opened)
+
+
+def _memory(keeper: Keeper) -> Iterator[Metric]:
+    counts, (rate, bound) = keeper.counts, keeper.evidence.wrong_reuse_rate
+    stats = keeper.memory.stats()
+    yield _gauge("memory_entries", "Entries in the memory.", stats.entries)
+    yield _gauge("memory_bytes", "Bytes that the memory takes on disk.", stats.disk_bytes)
+    yield _gauge("memory_threshold", "Least score of a hit, theta.", keeper.evidence.theta)
+    yield _gauge("memory_wrong_reuse", "Share of hits that differ from what the LLM says, estimated by audits.", rate)
+    yield _gauge("memory_wrong_reuse_bound", "Upper 95 % confidence bound of that share.", bound)
+    refused = "Devices whose entries are not used because too many were wrong."
+    yield _gauge("memory_quarantined", refused, stats.quarantined)
+    yield _counter("memory_lookups", "Steps that were looked up.", counts["lookups"])
+    yield _counter("memory_hits", "Steps that the own memory answered.", counts["hits"])
+    audits = CounterMetricFamily(
+        "skerry_memory_audits", "Hits that the cloud was asked about as well, by outcome.", labels=["outcome"]
+    )
+    for outcome in ("right", "wrong"):
+        audits.add_metric([outcome], counts[f"audits {outcome}"])
+    yield audits
+
+
+def _peers(network: Network) -> Iterator[Metric]:
+    transport, outbox = network.transport, network.outbox
+    yield _gauge("broker_connected", "1 while the link to the broker stands.", transport.connected)
+    others = sum(seen.name != network.me for seen in network.around.roster.online())
+    yield _gauge("peers_online", "Other devices of the cluster that are online.", others)
+    yield _gauge("outbox_messages", "Messages that wait for the broker.", outbox.waiting)
+    dropped = outbox.dropped_old + outbox.dropped_full
+    yield _counter("outbox_dropped", "Messages that grew too old or did not fit.", dropped)
+    yield _counter("gossip_sent", "Entries that were given to the cluster.", network.gossip.sent)
+    yield _counter("gossip_dropped", "Entries that the rate limit held back.", network.gossip.dropped)
+    volume = CounterMetricFamily("skerry_broker_bytes", "Bytes of MQTT messages, by direction.", labels=["direction"])
+    volume.add_metric(["up"], transport.bytes_up)
+    volume.add_metric(["down"], transport.bytes_down)
+    yield volume
+    heard = CounterMetricFamily(
+        "skerry_peer_entries", "Entries that came from other devices, by verdict.", labels=["verdict"]
+    )
+    for verdict, count in list(network.intake.counts.items()):
+        heard.add_metric([str(verdict)], count)
+    yield heard
+    asked = CounterMetricFamily("skerry_peer_questions", "Questions to peers, by outcome.", labels=["outcome"])
+    for outcome, count in list(network.resolver.counts.items()):
+        asked.add_metric([outcome], count)
+    yield asked
+
+
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"skerry_{name}", meaning, value)
+
+
+def _counter(name: str, meaning: str, value: float) -> Metric:
+    return CounterMetricFamily(f"skerry_{name}", meaning, value)
 
 
 class Metrics:
     """Counters and histograms of one agent, on a registry of their own."""
 
-    def __init__(self, agent: Agent, cloud: CloudResolver | None) -> None:
+    def __init__(self, device: Device) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_State(agent, cloud))
+        self.registry.register(_State(device))
         self._tokens = Counter(
             "skerry_tokens", "Tokens written, by provenance.", ["provenance"], registry=self.registry
         )

@@ -85,7 +85,8 @@ class RunningAgent:
 def running(model: Path, folder: Path, settings: Mapping[str, str]) -> Iterator[RunningAgent]:
     """An agent on a free port. `settings`: environment variables on top of the tests' own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SKERRY_")}
-    ours = {"SKERRY_API_PORT": "0", "SKERRY_MODEL_NAME": str(model), "XDG_CONFIG_HOME": str(folder), **settings}
+    ours = {"SKERRY_API_PORT": "0", "SKERRY_MODEL_NAME": str(model), "XDG_CONFIG_HOME": str(folder)}
+    ours |= {"SKERRY_DEVICE_FOLDER": str(folder / "device"), **settings}
     log = folder / "agent.log"
     with log.open("w") as errors:
         process = subprocess.Popen(

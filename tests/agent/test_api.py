@@ -290,7 +290,7 @@ def test_health_and_readiness(agent: RunningAgent, model: str) -> None:
     assert agent.call("GET", "/health").status == 200
     ready = agent.call("GET", "/ready")
     assert ready.status == 200
-    assert ready.json == {"status": "ready", "model": model, "cloud": None, "active": 0, "queued": 0}
+    assert ready.json == {"status": "ready", "model": model, "cloud": None, "broker": None, "active": 0, "queued": 0}
 
 
 def test_metrics_count_each_token_once(client: OpenAI, model: str, agent: RunningAgent) -> None:

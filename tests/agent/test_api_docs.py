@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.api.app import Api, ModelName
 from agent.config import Api as ApiConfig
+from agent.device import Device
+from agent.link.identity import identity
+from agent.memory.keeper import Keeper
+from agent.memory.key import KeyMaker
+from agent.memory.memory import EntryMemory
+from agent.memory.rule_evidence import Evidence
+from agent.peers.network import Network
+from agent.peers.trust import Trust
+from protocol.topics import Cluster
+from protocol.transport.bus import Bus, BusTransport
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
-def api() -> Api:
+def api(tmp_path: Path) -> Iterator[Api]:
+    """Of a device that has a memory and a broker."""
     agent = Mock()
     agent.scheduler.active = agent.scheduler.queued = agent.engine.threads = 0
-    return Api(agent, None, ApiConfig(), ModelName("model", frozenset()))
+    who = identity(tmp_path / "key")
+    with EntryMemory(tmp_path / "memory") as memory, closing(Bus()) as bus:
+        trust, keys = (
+            Trust(who.public, bound=0.1, base=0.05),
+            KeyMaker(b"s" * 16, np.zeros(8, np.float32), np.ones(8, np.float32)),
+        )
+        keeper = Keeper(memory, keys, trust, Evidence(), who.public, who.sign, time.time, tmp_path / "evidence")
+        transport = BusTransport(bus, "hut")
+        network = Network(Cluster("home", "main"), "hut", who, transport, memory, trust, tmp_path, [keys.space])
+        yield Api(Device(agent, None, keeper, network), ApiConfig(), ModelName("model", frozenset()))
+        network.close()
 
 
 def rows(file: str, columns: int) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from agent.agent import Agent, Event, Piece
 from agent.api.answer import portions
 from agent.api.app import Api, ModelName
 from agent.config import Api as ApiConfig
+from agent.device import Device
 from agent.loop import Token
 from agent.resolver import Provenance
 from protocol.errors import Overloaded
@@ -40,7 +41,7 @@ def ask(agent: Any, *, stream: bool) -> tuple[int, str]:
     """Status and text of the API's reply."""
 
     async def call() -> tuple[int, str]:
-        api = Api(agent, None, ApiConfig(), ModelName("model", frozenset()))
+        api = Api(Device(agent), ApiConfig(), ModelName("model", frozenset()))
         async with TestClient(TestServer(api.app)) as client:
             answer = await client.post("/v1/completions", json={"prompt": SECRET, "stream": stream})
             return answer.status, await answer.text()

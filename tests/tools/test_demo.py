@@ -12,16 +12,18 @@ from pathlib import Path
 DEMO = [sys.executable, "-m", "tools.cli", "demo", "--tokens", "8"]
 
 
-def test_the_demo_shows_help_an_outage_and_the_recovery(smollm2: Path, qwen: Path) -> None:
+def test_what_one_device_learned_serves_the_other_one_and_outlives_cloud_and_broker(smollm2: Path, qwen: Path) -> None:
     done = subprocess.run(DEMO, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^(cloud \w+) +(\d+) +(\d+) +(\d+) +(\d+)", done.stdout, re.MULTILINE)
-    assert [row[0] for row in rows] == ["cloud there"] * 3 + ["cloud gone", "cloud back"]
-    tokens, local, cloud, fallback = zip(*(map(int, row[1:]) for row in rows), strict=True)
-    assert all(cloud[row] > 0 for row in (0, 1, 2, 4)), "the LLM helps while it is there"
-    assert cloud[3] == 0
-    assert fallback[3] > 0, "help was wanted while it was gone"
-    assert all(tokens[row] == local[row] + cloud[row] + fallback[row] for row in range(5))
+    rows = re.findall(r"^(\w+(?: too)?)" + r" +(\d+)" * 5 + r" +(\d+)%", done.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["harbour"] * 2 + ["lighthouse"] * 2 + ["alone", "alone too"]
+    tokens, local, memory, cloud, fallback, saved = zip(*(map(int, row[1:]) for row in rows), strict=True)
+    assert all(cloud[row] > 0 for row in (0, 1)), "the cloud helps the first device"
+    assert cloud[2:] == (0, 0, 0, 0)
+    assert all(memory[row] > 0 for row in (2, 3, 4, 5)), "what it said is known to both from then on"
+    assert saved[2:] == (100, 100, 100, 100)
+    assert all(tokens[row] == local[row] + memory[row] + cloud[row] + fallback[row] for row in range(6))
+    assert "learned elsewhere" in done.stdout
 
 
 def test_ctrl_c_stops_everything_it_started(smollm2: Path, qwen: Path) -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from agent.agent import Agent
 from agent.api.app import Api, ModelName
 from agent.api.daemon import serve
 from agent.api.listen import check_listening
 from agent.assemble import assemble
-from agent.cloud import CloudResolver
 from agent.config import AgentConfig
+from agent.device import Device
 from models.store import Places
 from tools.fetch import model_file
 from tools.settings import configuration, over
@@ -29,7 +28,15 @@ from tools.settings import configuration, over
 @click.option("--model", help="catalog id or path of a GGUF file")
 @click.option("--threads", type=click.IntRange(0), help="most threads to use")
 @click.option("--cloud", help="URL of `skerry serve`")
-def agent(config: Path | None, port: int | None, model: str | None, threads: int | None, cloud: str | None) -> None:
+@click.option("--broker", help="MQTT broker of the peers, mqtt://host:1883")
+def agent(
+    config: Path | None,
+    port: int | None,
+    model: str | None,
+    threads: int | None,
+    cloud: str | None,
+    broker: str | None,
+) -> None:
     """Serve the OpenAI-compatible API on this device until SIGTERM or Ctrl-C.
 
     Point any OpenAI client at http://127.0.0.1:8430/v1; /health, /ready and /metrics are there as well.
@@ -39,19 +46,20 @@ def agent(config: Path | None, port: int | None, model: str | None, threads: int
         settings,
         model=over(settings.model, name=model, threads=threads),
         cloud=over(settings.cloud, url=cloud),
+        peers=over(settings.peers, broker=broker),
         api=over(settings.api, port=port),
     )
     check_listening(settings.api)
     logging.basicConfig(level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     path = model_file(settings.model.name, Places.of(os.environ))
-    made, link = assemble(settings, path)
+    device = assemble(settings, path)
     try:
-        asyncio.run(_serve(made, link, settings, ModelName.of(settings.model.name, path)))
+        asyncio.run(_serve(device, settings, ModelName.of(settings.model.name, path)))
     finally:
-        made.close()
+        device.close()
 
 
-async def _serve(made: Agent, link: CloudResolver | None, settings: AgentConfig, model: ModelName) -> None:
+async def _serve(device: Device, settings: AgentConfig, model: ModelName) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -64,7 +72,7 @@ async def _serve(made: Agent, link: CloudResolver | None, settings: AgentConfig,
         loop.add_signal_handler(number, begin_to_stop)
 
     def ready(url: str) -> None:
-        cloud = settings.cloud.url or "none"
-        print(f"skerry agent: ready on {url} (model {model.id}, cloud {cloud})", flush=True)
+        cloud, broker = settings.cloud.url or "none", settings.peers.broker or "none"
+        print(f"skerry agent: ready on {url} (model {model.id}, cloud {cloud}, broker {broker})", flush=True)
 
-    await serve(made, link, Api(made, link, settings.api, model), settings.api, ready, stop)
+    await serve(device, Api(device, settings.api, model), settings.api, ready, stop)

@@ -7,17 +7,19 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from agent.agent import Account, Agent, Piece, Request, random_seed
+from agent.agent import Account, Piece, Request, random_seed
 from agent.assemble import assemble
-from agent.cloud import CloudResolver
 from agent.config import AgentConfig
+from agent.device import Device
 from models.store import Places
+from protocol.errors import StoreError
 from protocol.resolve import Message, Mode, Sampling
 from tools import show
 from tools.fetch import model_file
@@ -31,6 +33,7 @@ _CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud 
 @click.option("--config", type=click.Path(path_type=Path), help="the agent's TOML file")
 @click.option("--model", help="catalog id or path of a GGUF file")
 @click.option("--cloud", help="URL of `skerry serve`")
+@click.option("--broker", help="MQTT broker of the peers, mqtt://host:1883")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="ask for help when u is above it")
 @click.option("--mode", type=click.Choice(["verify", "fuse", "take"]), help="what a reply does")
 @click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True)
@@ -38,7 +41,7 @@ _CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud 
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="the same seed gives the same text")
 @click.option("--threads", type=click.IntRange(0), help="most threads to use")
 @click.option("--private", is_flag=True, help="nothing of this question leaves the device")
-@click.option("--offline", is_flag=True, help="ask nobody for help")
+@click.option("--offline", is_flag=True, help="ask nobody for help; the own memory remains")
 @click.option("--explain", is_flag=True, help="a table: token, u, who, probability, wait")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object instead of the stream")
 def ask(
@@ -76,24 +79,26 @@ def _override(
     offline: bool,
     model: str | None,
     cloud: str | None,
+    broker: str | None,
     threshold: float | None,
     mode: Mode | None,
     threads: int | None,
 ) -> AgentConfig:
     """The configuration with the command line laid over it."""
 
-    return AgentConfig(
+    return msgspec.structs.replace(
+        config,
         model=over(config.model, name=model, threads=threads, sequences=1),
         policy=over(config.policy, threshold=threshold),
         cloud=over(config.cloud, url="" if offline else cloud, mode=mode),
-        api=config.api,
-        log=config.log,
+        peers=over(config.peers, broker="" if offline else broker),
     )
 
 
 async def _answer(config: AgentConfig, request: Request, *, quiet: bool) -> tuple[list[Piece], Account]:
     pieces: list[Piece] = []
-    async with running(config) as (agent, cloud):
+    async with running(config) as device:
+        agent, cloud = device.agent, device.cloud
         if cloud is not None and not request.private and not await cloud.connected(_CONNECT_SECONDS):
             click.echo(click.style(f"(no help from the cloud: {cloud.state})", dim=True), err=True)
         async for event in agent.stream(request):
@@ -107,16 +112,17 @@ async def _answer(config: AgentConfig, request: Request, *, quiet: bool) -> tupl
 
 
 @asynccontextmanager
-async def running(config: AgentConfig) -> AsyncIterator[tuple[Agent, CloudResolver | None]]:
-    """An agent with its link to the cloud up, and both ended in the end."""
+async def running(config: AgentConfig) -> AsyncIterator[Device]:
+    """A device with its links up, and all of it ended in the end."""
     path = model_file(config.model.name, Places.of(os.environ))
-    agent, cloud = assemble(config, path)
-    link = asyncio.create_task(cloud.run()) if cloud else None
     try:
-        yield agent, cloud
+        device = assemble(config, path)
+    except StoreError as error:
+        click.echo(click.style(f"(without memory and peers: {error})", dim=True), err=True)
+        memory, peers = over(config.memory, enabled=False), over(config.peers, broker="")
+        device = assemble(msgspec.structs.replace(config, memory=memory, peers=peers), path)
+    try:
+        async with device.linked():
+            yield device
     finally:
-        if link is not None:  # before the model goes, which replies are put into tokens with
-            link.cancel()
-            with suppress(asyncio.CancelledError):
-                await link
-        agent.close()
+        device.close()

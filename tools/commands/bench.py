@@ -89,10 +89,32 @@ def start(model: str, rounds: int, as_json: bool) -> None:
     _print(arms.measure(_model(model), rounds=rounds, progress=_progress(as_json)), as_json)
 
 
+@bench.command(epilog="Example: skerry bench cache --entries 100000 --json")
+@click.option("--entries", type=click.IntRange(100), default=100_000, show_default=True, help="in the memory")
+@click.option("--width", type=click.IntRange(16, 8192), default=576, show_default=True, help="bytes of a key")
+@click.option("--queries", type=click.IntRange(10), default=2000, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def cache(entries: int, width: int, queries: int, as_json: bool) -> None:
+    """The memory: lookups, recall against exact search, size on disk and in RAM, inserts."""
+    from tools.bench import cache as arms
+
+    _print(arms.measure(entries, width=width, queries=queries, progress=_progress(as_json)), as_json)
+
+
+@bench.command(epilog="Example: skerry bench peer --json")
+@click.option("--questions", type=click.IntRange(10), default=1000, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def peer(questions: int, as_json: bool) -> None:
+    """A question to a peer and its answer, through Mosquitto and through `skerry broker`."""
+    from tools.bench import peer as arms
+
+    _print(arms.measure(questions=questions, progress=_progress(as_json)), as_json)
+
+
 @bench.command("all", epilog="Example: skerry bench all")
 @click.pass_context
 def everything(context: click.Context) -> None:
-    """decode (also beside a busy process), link and start, one after the other."""
-    for command, options in ((decode, {"busy": 1}), (link, {}), (start, {})):
+    """decode (also beside a busy process), link, start, cache and peer, one after the other."""
+    for command, options in ((decode, {"busy": 1}), (link, {}), (start, {}), (cache, {}), (peer, {})):
         click.echo(click.style(f"== {command.name}", bold=True))
         context.invoke(command, **options)

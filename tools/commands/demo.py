@@ -1,19 +1,21 @@
-"""`skerry demo`: the main job on real models: help from the cloud, an outage, and recovery."""
+"""`skerry demo`: the main job on real models: help from a cloud, two devices that share what they learn, outages."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import click
 from msgspec.structs import replace
 
-from agent.agent import Account, Agent, Request
-from agent.cloud import CloudResolver
+from agent.agent import Account, Request
 from agent.config import AgentConfig
+from agent.device import Device
 from models.engine.threads import physical_cores
 from models.store import Places
 from protocol.errors import LinkError
@@ -21,90 +23,128 @@ from protocol.resolve import Message
 from tools import show
 from tools.commands.ask import running
 from tools.fetch import model_file
-from tools.processes import Child, start_cloud
+from tools.processes import Child, start_broker, start_cloud
 
 QUESTIONS = (
     "Why is the sky blue?",
     "How do I keep bread fresh for a week?",
-    "Write one sentence about the sea.",
 )
-_BACK_SECONDS = 60.0
+_PATIENCE = 60.0
 
 
 @click.command(epilog="Example: skerry demo --cloud-model qwen2.5-coder-1.5b")
-@click.option("--model", default="smollm2-135m", show_default=True, help="the device's model")
+@click.option("--model", default="smollm2-135m", show_default=True, help="the devices' model")
 @click.option("--cloud-model", default="qwen2.5-coder-0.5b", show_default=True, help="the cloud's model")
 @click.option("--tokens", type=click.IntRange(8), default=64, show_default=True, help="per answer")
 def demo(model: str, cloud_model: str, tokens: int) -> None:
-    """Device and cloud on this machine: three questions, an outage, a recovery, a table."""
+    """Two devices, a broker and a cloud on this machine: one learns, the other knows, then everything else goes."""
     places = Places.of(os.environ)
     for name in (model, cloud_model):
         model_file(name, places)
     threads = max(1, physical_cores() // 2)  # each of the two processes gets its share of the cores
-    _say(f"Starting the cloud: {cloud_model} …")
-    child, port = start_cloud(cloud_model, threads)
-    with child:
-        config = AgentConfig()
-        config = replace(
-            config,
-            model=replace(config.model, name=model, threads=threads, sequences=1),
-            cloud=replace(config.cloud, url=f"http://127.0.0.1:{port}", deadline_ms=2000),
-        )
-        rows = asyncio.run(_scenes(config, child, cloud_model, port, threads, tokens))
+    _say(f"Starting the cloud ({cloud_model}) and a broker …")
+    with tempfile.TemporaryDirectory(prefix="skerry-demo-") as folder:
+        broker, broker_port = start_broker()
+        with broker:
+            cloud, cloud_port = start_cloud(cloud_model, threads)
+            with cloud:
+                config = AgentConfig()
+                config = replace(
+                    config,
+                    model=replace(config.model, name=model, threads=threads, sequences=1, context=1024),
+                    cloud=replace(config.cloud, deadline_ms=2000),
+                    peers=replace(config.peers, broker=f"mqtt://127.0.0.1:{broker_port}"),
+                )
+                scenes = _Scenes(config, Path(folder), cloud, cloud_port, broker, tokens)
+                rows = asyncio.run(scenes.play())
     _table(rows)
 
 
-async def _scenes(
-    config: AgentConfig, cloud: Child, cloud_model: str, port: int, threads: int, tokens: int
-) -> list[tuple[str, Account]]:
-    rows: list[tuple[str, Account]] = []
-    async with running(config) as (agent, link):
-        assert link is not None
-        if not await link.connected(_BACK_SECONDS):
-            raise LinkError(f"the demo's own cloud does not answer: {link.state}")
-        click.echo(f"Each token is coloured by who wrote it: {show.legend()}\n")
-        rows += [("cloud there", await _ask(agent, question, tokens)) for question in QUESTIONS]
-        _say("Taking the cloud away (kill -9) …")
-        cloud.kill()
-        rows.append(("cloud gone", await _ask(agent, QUESTIONS[0], tokens)))
-        _say("Bringing the cloud back …")
-        with _restarted(cloud_model, threads, port):
-            await _recovered(link)
-            rows.append(("cloud back", await _ask(agent, QUESTIONS[0], tokens)))
-    return rows
+class _Scenes:
+    def __init__(
+        self, config: AgentConfig, folder: Path, cloud: Child, cloud_port: int, broker: Child, tokens: int
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._cloud = cloud
+        self._cloud_url = f"http://127.0.0.1:{cloud_port}"
+        self._broker = broker
+        self._tokens = tokens
+        self._rows: list[tuple[str, Account]] = []
+
+    async def play(self) -> list[tuple[str, Account]]:
+        async with running(self._device("harbour", self._cloud_url)) as harbour:
+            async with running(self._device("lighthouse", "")) as lighthouse:
+                await self._meet(harbour, lighthouse)
+                click.echo(f"Each token is coloured by who wrote it: {show.legend()}\n")
+                _say("`harbour` has a cloud to ask:")
+                for question in QUESTIONS:
+                    await self._ask(harbour, "harbour", question)
+                await _until(lambda: _entries(lighthouse) >= _entries(harbour), "the entries reach the other device")
+                _say(f"`lighthouse` has no cloud, but has heard of {_entries(lighthouse)} tokens from `harbour`:")
+                for question in QUESTIONS:
+                    await self._ask(lighthouse, "lighthouse", question)
+                _say("Taking cloud and broker away (kill -9) …")
+                self._cloud.kill()
+                self._broker.kill()
+                await self._ask(lighthouse, "alone", QUESTIONS[0])
+                await self._ask(harbour, "alone too", QUESTIONS[1])
+        return self._rows
+
+    def _device(self, name: str, cloud: str) -> AgentConfig:
+        config = self._config
+        return replace(
+            config,
+            device=replace(config.device, name=name, folder=str(self._folder / name)),
+            cloud=replace(config.cloud, url=cloud),
+        )
+
+    async def _meet(self, harbour: Device, lighthouse: Device) -> None:
+        """What is learned goes to devices that are known to want it."""
+        assert harbour.cloud is not None
+        if not await harbour.cloud.connected(_PATIENCE):
+            raise LinkError(f"the demo's own cloud does not answer: {harbour.cloud.state}")
+        both = (harbour, lighthouse)
+        await _until(lambda: all(_has_company(device) for device in both), "the two devices know of each other")
+
+    async def _ask(self, device: Device, scene: str, question: str) -> None:
+        click.echo(click.style(f"> {question}", bold=True))
+        async for event in device.agent.stream(Request([Message("user", question)], max_tokens=self._tokens)):
+            if isinstance(event, Account):
+                click.echo("\n" + click.style(show.summary(event), dim=True) + "\n")
+                self._rows.append((scene, event))
+                return
+            click.echo(show.coloured(event), nl=False)
+            sys.stdout.flush()
 
 
-@contextmanager
-def _restarted(model: str, threads: int, port: int) -> Iterator[Child]:
-    child, _ = start_cloud(model, threads, "--port", str(port))
-    with child:
-        yield child
+def _has_company(device: Device) -> bool:
+    assert device.keeper is not None
+    assert device.network is not None
+    return bool(device.network.around.holders(device.keeper.keys.space))
 
 
-async def _recovered(link: CloudResolver) -> None:
-    """The device finds out by itself; this only waits until it has."""
-    if not await link.connected(_BACK_SECONDS):
-        raise LinkError(f"the device did not find the cloud again: {link.state}")
+def _entries(device: Device) -> int:
+    assert device.keeper is not None
+    return device.keeper.memory.stats().entries
 
 
-async def _ask(agent: Agent, question: str, tokens: int) -> Account:
-    click.echo(click.style(f"> {question}", bold=True))
-    async for event in agent.stream(Request([Message("user", question)], max_tokens=tokens)):
-        if isinstance(event, Account):
-            click.echo("\n" + click.style(show.summary(event), dim=True) + "\n")
-            return event
-        click.echo(show.coloured(event), nl=False)
-        sys.stdout.flush()
-    raise AssertionError("an answer ends with its account")
+async def _until(holds: Callable[[], bool], what: str) -> None:
+    """Raises LinkError if it does not hold within a minute."""
+    give_up = time.monotonic() + _PATIENCE
+    while not holds():
+        if time.monotonic() > give_up:
+            raise LinkError(f"waited in vain until {what}")
+        await asyncio.sleep(0.05)
 
 
 def _table(rows: list[tuple[str, Account]]) -> None:
-    heads = ("", "tokens", "local", "cloud", "fallback", "LLM saved", "bytes up", "bytes down", "tok/s")
+    heads = ("", "tokens", "local", "memory", "cloud", "fallback", "LLM saved", "bytes up", "bytes down", "tok/s")
     click.echo(f"{heads[0]:<11}" + "".join(f"{head:>11}" for head in heads[1:]))
     for name, account in rows:
         counts = account.counts
         saved = 1 - account.llm_tokens / max(1, account.tokens)
-        numbers = (account.tokens, counts["local"], counts["cloud"], counts["fallback"])
+        numbers = (account.tokens, counts["local"], counts["memory"], counts["cloud"], counts["fallback"])
         click.echo(
             f"{name:<11}"
             + "".join(f"{number:>11}" for number in numbers)

@@ -1,0 +1,67 @@
+"""A running device: its agent, what it remembers, and its links to peers and cloud."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from agent.agent import Agent
+from agent.cloud import CloudResolver
+from agent.memory.keeper import Keeper
+from agent.peers.network import Network
+
+log = logging.getLogger(__name__)
+
+_SAVE_SECONDS = 30.0  # what was learned about when to reuse is written down this often
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Whoever is None is not configured."""
+
+    agent: Agent
+    cloud: CloudResolver | None = None
+    keeper: Keeper | None = None
+    network: Network | None = None
+
+    @asynccontextmanager
+    async def linked(self) -> AsyncIterator[None]:
+        """Keeps the links up; they are ended before the model goes, which replies are put into tokens with."""
+        tasks = []
+        if self.cloud is not None:
+            tasks.append(asyncio.create_task(_survive("the link to the cloud", self.cloud.run)))
+        if self.keeper is not None:
+            tasks.append(asyncio.create_task(_survive("saving", self._save_now_and_then)))
+        if self.network is not None:
+            self.network.start()
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self.network is not None:
+                await asyncio.to_thread(self.network.close)
+
+    async def _save_now_and_then(self) -> None:
+        assert self.keeper is not None
+        while True:
+            await asyncio.sleep(_SAVE_SECONDS)
+            await asyncio.to_thread(self.keeper.save)
+
+    def close(self) -> None:
+        """Frees the model and closes what is kept on disk. Idempotent."""
+        self.agent.close()
+        if self.keeper is not None:
+            self.keeper.close()
+
+
+async def _survive(what: str, run: Callable[[], Awaitable[None]]) -> None:
+    """The device goes on without it if this code itself fails."""
+    try:
+        await run()
+    except Exception as error:
+        log.error("%s ended: %s", what, type(error).__name__)

@@ -1,0 +1,1 @@
+"""Evaluations on real text and real models."""
