@@ -181,11 +181,11 @@ class TokenLoop:
         token, position = self.tokens[-1], len(self._ids) - 1
         if token.question is None or self._conversation is None or self._from_burst(position) is not None:
             return
-        reply = self._conversation.known(token.question)
-        if reply is not None:
-            self._take(token, reply, position)
+        ticket = self._conversation.known(token.question)
+        if ticket is not None and ticket.reply is not None:
+            self._take(token, ticket.reply, position)
             self._ids[-1] = token.id
-            token.question = None
+            token.ticket, token.question = ticket, None
 
     def _ask_held(self) -> bool:
         """Asks the last token's question, if no burst is about to answer it and few enough others are open. True if
@@ -208,10 +208,13 @@ class TokenLoop:
 
     def _worth_asking(self) -> bool:
         """A question behind k open ones is of use only if the replies to all k agree with their drafts. A burst
-        follows the last question asked, so nothing is asked behind one that may bring a burst."""
+        follows the last question asked, so nothing is asked behind one that may bring a burst; nor behind one that the
+        cloud, which hears them in order, may yet be asked."""
         assert self._conversation is not None
+        if any(token.ticket is not None and token.ticket.near for token in self._open()):
+            return False
         limit = 1 if self._conversation.bursts else self._agreement.worth_asking(self.plan.in_flight)
-        return self._open_questions() < limit
+        return len(self._open()) < limit
 
     def _burst_coming(self, position: int) -> bool:
         """Is the token at `position` on its way already? Not believed for longer than a question would be."""
@@ -229,6 +232,8 @@ class TokenLoop:
             if token.provenance is None and not self._resolve(token):
                 return False
             replaced = token.ticket is not None and token.id != self._ids[self.settled]
+            if token.ticket is not None and token.ticket.reply is not None and self._conversation is not None:
+                self._conversation.taken(token.ticket)
             if replaced:
                 self.rewinds += 1
                 self._drop_from(self.settled + 1)
@@ -244,14 +249,16 @@ class TokenLoop:
         return False
 
     def _pass_on(self) -> None:
-        """Questions that nobody answered go to whoever is next in line."""
-        for token in self.tokens[self.settled :]:
+        """Questions that nobody answered go to whoever is next in line, in their order."""
+        for token in self._open():
             ticket = token.ticket
             if ticket is None or ticket.last or ticket.reply is not None or self._conversation is None:
                 continue
             if ticket.failed or self._clock() >= ticket.deadline:
                 token.ticket = self._conversation.again(ticket)
                 token.provenance = None if token.ticket else Provenance.FALLBACK
+            elif ticket.near:
+                return
 
     def _resolve(self, token: Token) -> bool:
         """Settles one asked token by its reply, by an earlier burst or by the deadline. False: nothing of it yet."""
@@ -260,7 +267,6 @@ class TokenLoop:
             return False  # its question is still held back
         if ticket.reply is not None:
             self._take(token, ticket.reply, position)
-            self._conversation.taken(ticket)
             self._agreement.observe(agreed=token.id == token.draft)
             token.reply_seconds = ticket.replied_at - ticket.asked_at
             if ticket.reply.tokens and token.id == ticket.reply.tokens[0]:
@@ -326,8 +332,9 @@ class TokenLoop:
                 return "length"
         return None
 
-    def _open_questions(self) -> int:
-        return sum(1 for token in self.tokens[self.settled :] if token.ticket is not None)
+    def _open(self) -> list[Token]:
+        """Tokens whose questions are under way."""
+        return [t for t in self.tokens[self.settled :] if t.ticket is not None and t.provenance is None]
 
     def _may_go_ahead(self) -> bool:
         return (
@@ -340,8 +347,8 @@ class TokenLoop:
     def _wait(self) -> Generator[Need, Step | None, None]:
         token = self.tokens[self.settled]
         if token.ticket is not None:
-            open_here = [other.ticket for other in self.tokens[self.settled :] if other.ticket is not None]
-            until = min(ticket.deadline for ticket in open_here if ticket is token.ticket or not ticket.last)
+            tickets = [other.ticket for other in self._open() if other.ticket is not None]
+            until = min(ticket.deadline for ticket in tickets if ticket is token.ticket or not ticket.last)
         else:  # held back for a burst
             assert self._burst is not None
             burst = self._burst[1]

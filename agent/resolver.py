@@ -81,14 +81,15 @@ class Reply:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A question under way; `step` is its resolver's number for it; `last`: nobody is next in line. `reply` is set
-    once; `burst`, what the LLM wrote on, may grow afterwards. Times are seconds of the clock that was passed to the
-    resolver."""
+    """A question under way; `step` is its resolver's number for it. `last`: nobody is next in line. `near`: it is with
+    somebody near, and the cloud, which hears questions in their order, may yet be asked. `reply` is set once; `burst`,
+    what the LLM wrote on, may grow afterwards. Times are seconds of the clock that was passed to the resolver."""
 
     asked_at: float
     deadline: float
     step: int = 0
     last: bool = True
+    near: bool = False
     reply: Reply | None = None
     failed: bool = False
     replied_at: float = 0.0
@@ -119,8 +120,8 @@ class Conversation(ABC):
     bursts: bool = False  # a reply may be followed by more tokens
     alone: bool = False  # nobody outside the device is ever asked
 
-    def known(self, question: Question) -> Reply | None:
-        """An answer that needs nobody else, at once."""
+    def known(self, question: Question) -> Ticket | None:
+        """An answer that needs nobody else: a ticket that has its reply."""
         return None
 
     @abstractmethod
@@ -133,7 +134,7 @@ class Conversation(ABC):
         return None
 
     def taken(self, ticket: Ticket) -> None:  # noqa: B027
-        """The ticket's reply was taken: what it teaches may be kept."""
+        """The ticket's reply settled a token: what it teaches may be kept."""
 
     @abstractmethod
     def late(self, ticket: Ticket) -> None:

@@ -9,7 +9,8 @@
     ├── ProtocolError          a message from the other side is malformed or over a limit
     ├── LinkError              the other side cannot be reached or went away
     │   └── UpstreamError      the LLM's own server failed or answered something unusable
-    ├── StoreError             what the device keeps on disk: in use, unreadable, no room
+    ├── StoreError             what the device keeps on disk: unreadable, no room
+    │   └── StoreInUse         another process uses it
     └── ModelError             a model file or catalog entry
         ├── UnknownModel       no such id in the catalog
         ├── BadModelFile       the file is missing, truncated or not what its name says
@@ -80,6 +81,10 @@ class UpstreamError(LinkError):
 
 class StoreError(SkerryError):
     exit_code = 11
+
+
+class StoreInUse(StoreError):
+    pass
 
 
 class ModelError(SkerryError):

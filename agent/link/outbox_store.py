@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from protocol.errors import StoreError
+from protocol.errors import StoreError, StoreInUse
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _open(path: Path) -> sqlite3.Connection:
         return _connect(path)
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
-            raise StoreError(f"{path}: in use by another process; stop it, or choose another folder") from None
+            raise StoreInUse(f"{path}: in use by another process; stop it, or choose another folder") from None
         raise StoreError(f"{path}: the outbox cannot be opened: {error}") from None
     except OSError as error:
         raise StoreError(f"{path}: the outbox cannot be opened: {error.strerror}") from None

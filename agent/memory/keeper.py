@@ -85,15 +85,16 @@ class Keeper:
         self.counts["lookups"] += 1
         return look
 
-    def judge(
-        self, question: Question, look: Look, entries: Sequence[Entry], mode: Mode, *, audit: bool
-    ) -> Reply | None:
-        """Whether a peer's entries, beside the own ones, answer the question. A hit that is to be audited does not (if
-        there is somebody to ask: `audit`): it is left in `look`."""
+    def judge(self, question: Question, look: Look, entries: Sequence[Entry], mode: Mode) -> Look:
+        """The same question with a peer's entries beside the own ones. On the transport's thread."""
         key, end = look.lookup.key, look.lookup.tail
-        near = sorted(look.near + [_neighbour(entry, key, end) for entry in entries], key=lambda n: -n.similarity)
-        self._weigh(question, look, near[:NEIGHBOURS], Provenance.PEER, mode)
-        return None if look.audit and audit else look.reply
+        known = {_what(near) for near in look.near}
+        told = {_what(near): near for near in (_neighbour(entry, key, end) for entry in entries)}
+        near = look.near + [neighbour for what, neighbour in told.items() if what not in known]
+        near = sorted(near, key=lambda neighbour: -neighbour.similarity)[:NEIGHBOURS]
+        found = Look(look.lookup, look.near)
+        self._weigh(question, found, near, Provenance.PEER, mode)
+        return found
 
     def _weigh(
         self, question: Question, look: Look, near: Sequence[Neighbour], provenance: Provenance, mode: Mode
@@ -109,21 +110,21 @@ class Keeper:
             return
         look.propensity = self.trust.audit_rate(look.origins)
         look.audit = uniform(question.seed, len(question.answer), _AUDIT) < look.propensity
-        origin = "" if candidate.origin == self._own else self.name_of(candidate.origin)
-        share = 1.0 if mode == "take" else _FUSED
+        # A distribution names the candidate alone, whose origins are audited; the rest of its mass lies where x lies.
+        taken = mode == "take"
         look.reply = Reply(
-            tokens=[candidate.token] if mode == "take" else [],
-            tokens_p=[float(candidate.p[0])] if mode == "take" else [],
-            y_ids=candidate.ids,
-            y_p=candidate.p * np.float32(share),
+            tokens=[candidate.token] if taken else [],
+            tokens_p=[float(candidate.p[0])] if taken else [],
+            y_ids=candidate.ids[:1],
+            y_p=candidate.p[:1] * np.float32(1.0 if taken else _FUSED),
             y_draft=-1.0,
             provenance=provenance,
-            origin=origin,
+            origin="" if candidate.origin == self._own else self.name_of(candidate.origin),
         )
 
-    def used(self, look: Look) -> None:
-        """The hit was emitted without asking anybody."""
-        self.counts["hits"] += 1
+    def used(self, look: Look, reply: Reply) -> None:
+        """The hit settled a token."""
+        self.counts["hits" if reply.provenance is Provenance.MEMORY else "peer hits"] += 1
         if look.candidate is not None:
             self.memory.used(_kept_here(look.candidate))
 
@@ -214,6 +215,11 @@ def recall_evidence(path: Path, bound: float) -> Evidence:
 
 def _kept_here(candidate: Candidate) -> list[int]:
     return [id for id in candidate.supporters if id >= 0]
+
+
+def _what(near: Neighbour) -> tuple[bytes, bytes, int]:
+    """Tells entries apart: who says that which token comes where."""
+    return near.origin, near.key.tobytes(), near.token
 
 
 def _likeliest(reply: Reply) -> tuple[int, float]:

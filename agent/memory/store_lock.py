@@ -7,7 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from protocol.errors import StoreError
+from protocol.errors import StoreError, StoreInUse
 
 _NAME = "memory.lock"
 
@@ -27,7 +27,7 @@ class FolderLock:
         except BlockingIOError:
             process = _read(self._descriptor) or "unknown"
             os.close(self._descriptor)
-            raise StoreError(
+            raise StoreInUse(
                 f"the memory in {folder} is in use by process {process}: stop it, or give this one another folder"
             ) from None
         os.ftruncate(self._descriptor, 0)

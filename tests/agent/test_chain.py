@@ -16,11 +16,12 @@ from agent.memory.keeper import Keeper, Look, recall_evidence
 from agent.memory.key import KeyMaker
 from agent.memory.memory import EntryMemory
 from agent.memory.rule_evidence import Evidence
+from agent.peers.resolver import ENOUGH, Judge
 from agent.peers.trust import Trust
 from agent.resolver import Provenance, Question, Reply, State, Ticket
 from models.sampling import Shaped
 from protocol.memory import Entry, sign_entry
-from protocol.resolve import Sampling
+from protocol.resolve import Mode, Sampling
 from tests.agent.scripted import Clock, Scripted, ScriptedResolver, says
 
 WIDTH, VOCAB = 48, 32
@@ -53,7 +54,7 @@ def hidden(seed: int) -> NDArray[np.float32]:
 class Peers:
     """Stands for the peer resolver: keeps what it was asked, and answers when it is told to."""
 
-    asked: list[tuple[Ticket, Callable[[list[Entry]], Reply | None]]] = field(default_factory=list)
+    asked: list[tuple[Ticket, Judge]] = field(default_factory=list)
     given_up: list[Ticket] = field(default_factory=list)
     withdrawn: list[Ticket] = field(default_factory=list)
     there: bool = True
@@ -61,7 +62,7 @@ class Peers:
     def open(self, wake: Callable[[], None], traffic: object) -> Peers:
         return self
 
-    def ask(self, lookup: object, judge: Callable[[list[Entry]], Reply | None]) -> Ticket | None:
+    def ask(self, lookup: object, judge: Judge) -> Ticket | None:
         if not self.there:
             return None
         ticket = Ticket(0.0, 0.005)
@@ -79,7 +80,10 @@ class Peers:
 
     def answer(self, *entries: Entry) -> Ticket:
         ticket, judge = self.asked[-1]
-        ticket.reply = judge(list(entries))
+        judged = judge(list(entries))
+        if isinstance(judged, Reply):
+            ticket.reply = judged
+        ticket.failed = judged is ENOUGH
         return ticket
 
 
@@ -120,10 +124,7 @@ def cloud(truth: Callable[[Question], int]) -> ScriptedResolver:
 
 def step(conversation: ChainConversation, question: Question) -> Reply | None:
     """What the token loop does with a question whose replies come at once; None: the draft stands."""
-    reply = conversation.known(question)
-    if reply is not None:
-        return reply
-    ticket = conversation.ask(question)
+    ticket = conversation.known(question) or conversation.ask(question)
     while ticket is not None and ticket.reply is None:
         assert not ticket.last
         ticket = conversation.again(ticket)
@@ -131,6 +132,12 @@ def step(conversation: ChainConversation, question: Question) -> Reply | None:
         return None
     conversation.taken(ticket)
     return ticket.reply
+
+
+def recalled(keeper: Keeper, case: Case) -> Reply | None:
+    """What the device says alone."""
+    ticket = opened(Chain(keeper)).known(case.question())
+    return None if ticket is None else ticket.reply
 
 
 def opened(chain: Chain) -> ChainConversation:
@@ -222,7 +229,7 @@ def test_a_newcomers_first_hit_is_checked_with_the_cloud(keeper: Keeper, other: 
     assert conversation.known(question) is None
     ticket = conversation.ask(question)
     assert ticket is not None
-    assert peers.answer(entry(keeper, case, 9, other)).reply is None, "its word alone is not enough yet"
+    assert peers.answer(entry(keeper, case, 9, other)).failed, "its word alone is not enough yet"
     passed_on = conversation.again(ticket)
     assert passed_on is not None
     assert passed_on.reply is not None
@@ -250,7 +257,7 @@ def test_no_cloud_to_audit_with_is_no_reason_to_forget(memory: EntryMemory, me: 
     keeper = keeper_of(memory, me, tmp_path, audits=1.0)
     case = Case(hidden(1))
     step(opened(Chain(keeper, cloud=cloud(lambda question: 7))), case.question())
-    reply = opened(Chain(keeper)).known(case.question())
+    reply = recalled(keeper, case)
     assert reply is not None
     assert list(reply.tokens) == [7]
 
@@ -266,7 +273,7 @@ def test_an_entry_that_proves_wrong_is_believed_less_than_what_was_said_instead(
     step(corrected, case.question())
     (wrong,) = [n for n in memory.neighbours(SPACE, keeper.keys.key(case.hidden), b"t" * 8, 8) if n.token == 7]
     assert wrong.trust < 1.0
-    reply = opened(Chain(keeper)).known(case.question())
+    reply = recalled(keeper, case)
     assert reply is not None
     assert list(reply.tokens) == [11]
 
@@ -357,7 +364,7 @@ def test_a_liar_does_not_spoil_what_honest_devices_taught(keeper: Keeper, memory
         step(conversation, case.question())
     assert keeper.trust.quarantined(other.public)
     assert keeper.evidence.theta == theta
-    reply = opened(Chain(keeper)).known(cases[0].question())
+    reply = recalled(keeper, cases[0])
     assert reply is not None
     assert list(reply.tokens) == [7]
 
@@ -366,3 +373,48 @@ def test_a_token_that_this_model_does_not_have_is_ignored(keeper: Keeper, memory
     case = Case(hidden(1))
     memory.add([entry(keeper, case, VOCAB + 5, other)])
     assert opened(Chain(keeper)).known(case.question()) is None
+
+
+def test_of_two_peers_the_one_whose_hit_is_audited_is_judged(keeper: Keeper, other: Identity, tmp_path: Path) -> None:
+    third = identity(tmp_path / "third.key")
+    case, peers = Case(hidden(1)), Peers()
+    conversation = opened(Chain(keeper, peers, cloud(lambda question: 7)))  # type: ignore[arg-type]
+    assert conversation.known(case.question()) is None
+    question = case.question()
+    conversation.known(question)
+    ticket = conversation.ask(question)
+    assert ticket is not None
+    assert peers.answer(entry(keeper, case, 9, other)).failed
+    passed_on = conversation.again(ticket)
+    assert passed_on is not None
+    conversation.taken(passed_on)
+    assert keeper.trust.standing(other.public).wrong == 1.0
+    assert keeper.trust.standing(third.public).right == 0.0
+
+
+def test_one_entry_is_one_vote_however_often_a_peer_sends_it(keeper: Keeper, other: Identity, me: Identity) -> None:
+    case, peers = Case(hidden(1)), Peers()
+    honest, repeated = entry(keeper, case, 7, me), entry(keeper, case, 9, other)
+    conversation = opened(Chain(keeper, peers))  # type: ignore[arg-type]
+    question = case.question()
+    conversation.known(question)
+    conversation.ask(question)
+    reply = peers.answer(honest, *[repeated] * 7).reply
+    assert reply is not None
+    assert reply.y_p.tolist() == pytest.approx([0.5]), "one against one"
+
+
+@pytest.mark.parametrize("mode", ["verify", "fuse"])
+def test_in_a_distribution_memory_speaks_for_the_candidate_alone(
+    keeper: Keeper, memory: EntryMemory, me: Identity, other: Identity, mode: Mode
+) -> None:
+    """Whoever is outvoted is not audited, so nothing of what it says may be drawn."""
+    case = Case(hidden(1))
+    memory.add([entry(keeper, case, 7, me), entry(keeper, case, 9, other)])
+    memory.add([entry(keeper, Case(hidden(1) + 1e-4), 7, me)])
+    look = keeper.look(case.question(), mode)
+    assert look is not None
+    if look.reply is not None:
+        assert list(look.reply.tokens) == []
+        assert list(look.reply.y_ids) == [7]
+        assert float(look.reply.y_p.sum()) < 1.0

@@ -42,14 +42,15 @@ class Remembering(Scripted):
         self.passed_on: list[Ticket] = []
         self.learned: list[Ticket] = []
 
-    def known(self, question: Question) -> Reply | None:
+    def known(self, question: Question) -> Ticket | None:
         self.looked.append(question)
-        return self.memory(question)
+        reply = self.memory(question)
+        return None if reply is None else Ticket(self._clock(), self._clock(), reply=reply)
 
     def ask(self, question: Question) -> Ticket | None:
         ticket = super().ask(question)
         if ticket is not None:
-            ticket.last = self.second is None
+            ticket.last, ticket.near = self.second is None, self.second is not None
         return ticket
 
     def again(self, ticket: Ticket) -> Ticket | None:
@@ -107,6 +108,7 @@ def test_what_is_known_at_once_is_emitted_without_asking(engine: Engine, prompt:
     assert done.loop.rewinds == 0
     assert [len(question.answer) for question in conversation.questions] == [n for n in range(LENGTH) if n != 3]
     assert conversation.questions[3].answer[3] == word  # what follows is written behind it
+    assert [ticket.reply.provenance for ticket in conversation.learned if ticket.reply][3] is Provenance.MEMORY
 
 
 def test_each_step_is_looked_up_once_even_while_its_question_is_held_back(engine: Engine, prompt: list[int]) -> None:
@@ -134,14 +136,14 @@ def test_without_a_next_in_line_the_draft_stands(engine: Engine, prompt: list[in
     assert done.ids == [token.draft for token in done.emitted]
 
 
-def test_questions_behind_an_open_one_are_passed_on_too(engine: Engine, prompt: list[int]) -> None:
-    """The second in line must not hear of the second question only after it has answered the first."""
+def test_the_cloud_hears_questions_in_their_order(engine: Engine, prompt: list[int]) -> None:
+    """A question is not asked behind one that is still with the peers, but behind one that the cloud has."""
     clock = Clock()
     order: list[str] = []
 
     class Slow(Remembering):
         def again(self, ticket: Ticket) -> Ticket | None:
-            order.append(f"passed on {self.tickets.index(ticket)}")
+            order.append(f"passed on {self.tickets.index(ticket)} of {len(self.tickets)}")
             later = Ticket(ticket.asked_at, self._clock() + 1.0)
             self.waiting.append((self.questions[self.tickets.index(ticket)], later))
             return later
@@ -160,7 +162,7 @@ def test_questions_behind_an_open_one_are_passed_on_too(engine: Engine, prompt: 
 
     plan = Plan(sampling=Sampling(), max_tokens=2, policy=ALWAYS)
     done = Run(engine, plan, conversation, clock, world)(prompt)
-    assert order == ["passed on 0", "passed on 1", "answered", "answered"]
+    assert order == ["passed on 0 of 1", "passed on 1 of 2", "answered", "answered"]
     assert done.provenance == ["cloud"] * 2
 
 

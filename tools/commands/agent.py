@@ -14,12 +14,15 @@ import msgspec
 from agent.api.app import Api, ModelName
 from agent.api.daemon import serve
 from agent.api.listen import check_listening
-from agent.assemble import assemble
 from agent.config import AgentConfig
 from agent.device import Device
 from models.store import Places
+from protocol.errors import StoreInUse
+from tools.device import opened
 from tools.fetch import model_file
 from tools.settings import configuration, over
+
+log = logging.getLogger(__name__)
 
 
 @click.command(epilog="Example: skerry agent --cloud http://127.0.0.1:8431 --threads 2")
@@ -51,9 +54,9 @@ def agent(
     )
     check_listening(settings.api)
     logging.basicConfig(level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    path = model_file(settings.model.name, Places.of(os.environ))
-    device = assemble(settings, path)
+    device = opened(settings, StoreInUse, log.error)
     try:
+        path = model_file(settings.model.name, Places.of(os.environ))
         asyncio.run(_serve(device, settings, ModelName.of(settings.model.name, path)))
     finally:
         device.close()

@@ -15,14 +15,11 @@ import click
 import msgspec
 
 from agent.agent import Account, Piece, Request, random_seed
-from agent.assemble import assemble
 from agent.config import AgentConfig
 from agent.device import Device
-from models.store import Places
-from protocol.errors import StoreError
 from protocol.resolve import Message, Mode, Sampling
 from tools import show
-from tools.fetch import model_file
+from tools.device import opened
 from tools.settings import configuration, over
 
 _CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud that may not be there
@@ -114,13 +111,7 @@ async def _answer(config: AgentConfig, request: Request, *, quiet: bool) -> tupl
 @asynccontextmanager
 async def running(config: AgentConfig) -> AsyncIterator[Device]:
     """A device with its links up, and all of it ended in the end."""
-    path = model_file(config.model.name, Places.of(os.environ))
-    try:
-        device = assemble(config, path)
-    except StoreError as error:
-        click.echo(click.style(f"(without memory and peers: {error})", dim=True), err=True)
-        memory, peers = over(config.memory, enabled=False), over(config.peers, broker="")
-        device = assemble(msgspec.structs.replace(config, memory=memory, peers=peers), path)
+    device = opened(config, None, lambda why: click.echo(click.style(f"({why})", dim=True), err=True))
     try:
         async with device.linked():
             yield device

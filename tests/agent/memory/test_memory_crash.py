@@ -15,7 +15,7 @@ import pytest
 
 from tests.agent.memory.memories import PATIENCE, indexed, keys, opened, stored, tokens
 
-ROUNDS = 150  # of each of two writers that are killed
+ROUNDS = 110  # of each of two writers that are killed
 ROUNDS_PER_FOLDER = 25
 WIDTH = 16
 LONGEST_S = 0.03  # from the last acknowledgement that is waited for to the kill
@@ -100,7 +100,7 @@ class Writers:
         process.stdin.write(f"{folder} {number}\n")
         process.stdin.flush()
         durable = self.durable.setdefault(folder, set())
-        answers = self._random.choice((1, 1, 2, 3, 6, 100))  # that are waited for before the kill
+        answers = self._random.choice((1, 1, 2, 3, 5))  # that are waited for before the kill
         killer: threading.Thread | None = None
         for line in process.stdout:
             kind, *words = line.split()
@@ -108,7 +108,7 @@ class Writers:
                 pid = int(words[0])
             elif kind == "found":
                 if lost := durable - set(map(int, words)):
-                    self.failures.append(f"round {number} lost {sorted(lost)}")
+                    self.failures.append(f"round {number} lost {len(lost)} entries")
             elif kind == "durable":
                 durable.update(map(int, words))
             elif kind == "failed":

@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from agent.memory.index import near as near_in
 from agent.memory.memory import EntryMemory
+from agent.memory.memory_rows import tail_code
 from agent.memory.segments_build import Built, ChildBuilder, Order
 from protocol.errors import ProtocolError
 from tests.agent.memory.memories import (
@@ -162,24 +164,32 @@ def test_queries_that_nothing_can_be_near_to(tmp_path: Path) -> None:
         assert len(memory.neighbours(SPACE, keys(1)[0], bytes(8), 50)) == 5
 
 
-def test_the_same_last_tokens_are_found_whatever_the_key(tmp_path: Path) -> None:
+def candidates(memory: EntryMemory, key: Keys, end: bytes) -> set[int]:
+    """Tokens of what is looked at in the segments for one neighbour."""
+    state = memory._state
+    (partition,) = state.partitions.values()
+    return set(state.rows.of("token", near_in(partition.segments, key, tail_code(end), 1)).tolist())
+
+
+def test_the_same_last_tokens_are_looked_at_whatever_the_key(tmp_path: Path) -> None:
     """Each hash of a tail is two bytes: of the last 1, 2, 4 and 8 tokens."""
-    query_tail = b"aabbccdd"
     known = keys(2000, width=64)
-    shared = {1999: b"aabbccdd", 1998: b"aabbccxx", 1997: b"aabbxxdd", 1996: b"aaxxccdd"}
+    shared = {1999: b"aabbccdd", 998: b"aabbccxx", 1997: b"aabbxxdd", 1996: b"aaxxccdd"}
     learned = [entry(n, key, tail=shared.get(n, tail(n))) for n, key in enumerate(known)]
-    query = known[0]
+    opposite = -known[1999]
     with opened(tmp_path) as memory:
         for part in (learned[1000:], learned[:1000]):
             memory.add(part)
             assert memory.settle(PATIENCE)
-        memory.learn(entry(5000, keys(1, width=64, seed=3)[0], tail=b"aabbccdd"))
-        found = {n.token: n.tail for n in memory.neighbours(SPACE, query, query_tail, 100)}
-        assert {token: found[token] for token in (1999, 1998, 1997, 5000)} == {1999: 8, 1998: 4, 1997: 2, 5000: 8}
-        assert found.get(1996, 1) == 1, "one shared token is no reason to look"
-        assert len(found) < 100, "nobody looked at everything"
-        close = memory.neighbours(SPACE, query, query_tail, 3)
-        assert close[0].token == 0, "similarity decides the order"
+        looked_at = candidates(memory, opposite, b"aabbccdd")
+        assert looked_at >= {1999, 998, 1997}
+        assert 1996 not in looked_at, "one shared token is no reason to look"
+        assert len(looked_at) < 40
+        assert candidates(memory, opposite, bytes(8)).isdisjoint(shared), "it is the tail that found them"
+        memory.learn(entry(5000, opposite, tail=b"aabbccxx"))
+        found = memory.neighbours(SPACE, opposite, b"aabbccdd", 5000)
+        assert {n.token: n.tail for n in found if n.tail} == {1999: 8, 998: 4, 1997: 2, 1996: 1, 5000: 4}
+        assert (found[0].token, found[-1].token) == (5000, 1999), "similarity decides the order"
 
 
 def test_of_many_with_the_same_tail_the_newest_are_looked_at(tmp_path: Path) -> None:
@@ -187,9 +197,10 @@ def test_of_many_with_the_same_tail_the_newest_are_looked_at(tmp_path: Path) -> 
     with opened(tmp_path) as memory:
         memory.add(entries(known, tail=b"template"))
         assert memory.settle(PATIENCE)
-        far = np.array([n.token for n in memory.neighbours(SPACE, -known[0], b"template", 100)])
-        assert len(far) <= 70
-        assert sum(far >= 2980) >= 10
+        looked_at = candidates(memory, -known[2999], b"template")
+        assert len(looked_at) < 40
+        assert looked_at >= set(range(2984, 3000))
+        assert candidates(memory, -known[2999], b"tempLATE") >= set(range(2984, 3000)), "by their last 2 tokens, too"
 
 
 def test_learning_and_looking_up_wait_for_no_commit(tmp_path: Path) -> None:

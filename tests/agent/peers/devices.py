@@ -23,7 +23,7 @@ from tests.protocol.entries import SPACE, TAIL, entry, key_of, someone
 
 PATIENCE = 60.0
 A = Cluster("home", "A")
-PATIENT = AskOptions(floor=PATIENCE, cap=PATIENCE, edge_cap=PATIENCE, hops=2)
+PATIENT = AskOptions(floor=PATIENCE, cap=PATIENCE, hops=2)
 QUICK = GossipLimits(pause=0.01)
 
 
