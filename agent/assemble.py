@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-
-import platformdirs
 
 from agent.agent import Agent, Options
 from agent.breaker import Breaker
 from agent.chain import Chain
 from agent.cloud import CloudOptions, CloudResolver
-from agent.config import AgentConfig
+from agent.config import AgentConfig, device_folder
 from agent.device import Device
 from agent.link.identity import Identity, identity
 from agent.memory.keeper import Keeper, recall_evidence
-from agent.memory.key import KeyMaker, space_of
+from agent.memory.key import KEY_BYTES, KeyMaker, space_of
 from agent.memory.memory import EntryMemory
 from agent.peers.network import Network
 from agent.peers.resolver import AskOptions
@@ -26,6 +26,7 @@ from agent.peers.trust import Trust
 from agent.policy import FixedThreshold
 from models.engine.gguf import GgufEngine
 from protocol.errors import ConfigError
+from protocol.memory import SPACE_BYTES, Entry
 from protocol.topics import Cluster, device_name
 from protocol.transport.mqtt import MqttOptions, MqttTransport
 
@@ -33,12 +34,6 @@ log = logging.getLogger(__name__)
 
 _DAY = 86_400.0
 _MEGABYTE = 10**6
-
-
-def device_folder(config: AgentConfig) -> Path:
-    """Where the device's key, memory and outbox are kept."""
-    named = config.device.folder
-    return Path(named).expanduser() if named else platformdirs.user_data_path("skerry") / "device"
 
 
 def assemble(config: AgentConfig, model: Path) -> Device:
@@ -79,7 +74,7 @@ def _assemble(config: AgentConfig, engine: GgufEngine) -> Device:
     who = identity(folder / "device.key")
     keeper = _keeper(config, engine, folder, who)
     try:
-        network = _network(config, keeper, folder, who) if config.peers.broker else None
+        network = _network(config, engine, keeper, folder, who) if config.peers.broker else None
     except BaseException:
         keeper.close()
         raise
@@ -127,7 +122,7 @@ def _keys(engine: GgufEngine, folder: Path) -> KeyMaker:
     return made
 
 
-def _network(config: AgentConfig, keeper: Keeper, folder: Path, who: Identity) -> Network:
+def _network(config: AgentConfig, engine: GgufEngine, keeper: Keeper, folder: Path, who: Identity) -> Network:
     peers, device = config.peers, config.device
     name = device_name(device.name or f"device-{who.public.hex()[:12]}")
     transport = MqttTransport(
@@ -150,16 +145,25 @@ def _network(config: AgentConfig, keeper: Keeper, folder: Path, who: Identity) -
         keeper.trust,
         folder,
         [keeper.keys.space],
-        Sharing(peers.share, frozenset(_spaces(peers.unshared))),
+        usable(engine.info.vocab),
+        Sharing(peers.share, spaces_named(peers.unshared)),
         AskOptions(cap=peers.deadline_ms / 1000, hops=peers.hops),
     )
     keeper.share, keeper.name_of = network.gossip.share, network.around.name_of
     return network
 
 
-def _spaces(named: list[str]) -> list[bytes]:
+def usable(vocab: int) -> Callable[[Entry], bool]:
+    """Has an entry a key of our width, and a token of a model with `vocab` tokens? Others would only take up room."""
+    return lambda entry: len(entry.key) == KEY_BYTES and 0 <= entry.token < vocab
+
+
+def spaces_named(named: list[str]) -> frozenset[bytes]:
     """Raises ConfigError."""
-    try:
-        return [bytes.fromhex(space) for space in named]
-    except ValueError:
-        raise ConfigError(f"peers.unshared = {named}: spaces are written as `skerry memory stats` shows them") from None
+    for space in named:
+        if not re.fullmatch(f"[0-9a-fA-F]{{{2 * SPACE_BYTES}}}", space):
+            raise ConfigError(
+                f"peers.unshared: {space!r} is no space: write the {2 * SPACE_BYTES} hex digits that "
+                "`skerry memory stats` shows"
+            )
+    return frozenset(map(bytes.fromhex, named))

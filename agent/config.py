@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import platformdirs
 from msgspec import Meta
 
 from agent.uncertainty import Measure
@@ -88,9 +90,9 @@ class Peers(msgspec.Struct, frozen=True):
     certificate: Annotated[str, Meta(description="file of this device's certificate for the broker")] = ""
     key: Annotated[str, Meta(description="file of that certificate's private key")] = ""
     share: Annotated[bool, Meta(description="give to peers what was learned, and answer their questions")] = True
-    unshared: Annotated[
-        list[str], Meta(description="spaces that are never shared, by id (`skerry memory stats`)")
-    ] = msgspec.field(default_factory=list)
+    unshared: Annotated[list[str], Meta(description="spaces that are never shared, by id (`skerry memory stats`)")] = (
+        msgspec.field(default_factory=list)
+    )
     ask: Annotated[bool, Meta(description="ask peers when the own memory has no answer")] = True
     deadline_ms: Annotated[int, Meta(ge=1, le=10_000, description="longest wait for peers; learned below it")] = 50
     hops: Annotated[int, Meta(ge=0, le=4, description="neighbouring clusters that a question may cross")] = 1
@@ -120,3 +122,9 @@ class AgentConfig(msgspec.Struct, frozen=True):
     peers: Peers = Peers()
     api: Api = Api()
     log: Log = Log()
+
+
+def device_folder(config: AgentConfig) -> Path:
+    """Where the device's key, memory and outbox are kept."""
+    named = config.device.folder
+    return Path(named).expanduser() if named else platformdirs.user_data_path("skerry") / "device"

@@ -13,6 +13,8 @@ device itself watches its topic and repairs what is retained there (agent/link/p
 from __future__ import annotations
 
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.errors import ProtocolError
+from protocol.limits import Buckets
 from protocol.memory import ORIGIN_BYTES, SPACE_BYTES
 from protocol.topics import STATUS, Cluster
 from protocol.transport.base import Delivery, Transport
@@ -29,7 +32,8 @@ VERSION = 1
 MAX_SESSION = 1 << 53  # what every JSON reader can hold exactly
 MAX_SPACES = 32
 MAX_DEVICES = 4096
-
+NEW_KEYS = 3  # that a device may have in a day, besides its first
+_DAY = 86_400.0
 
 # \Z, since $ would allow a line break after it
 _Key = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{2 * ORIGIN_BYTES}}}\\Z")]
@@ -94,18 +98,28 @@ class Roster:
     """The devices of a cluster, at most 4,096. Safe to use from several threads.
 
     `on_change` is called on the transport's thread, with the device as it was (None: new) and as it is (None: its
-    status was removed). `malformed`, `newer`, `stale` and `crowded` count what was ignored and why; `rekeyed`, how
-    often a device came back with another key, which is another device under an old name.
+    status was removed). `malformed`, `newer`, `stale`, `crowded` and `unbelieved` count what was ignored and why;
+    `rekeyed`, how often a device came back with another key, which is another device under an old name.
+
+    The broker proves names, and a key costs nothing. So one name is believed 3 new keys a day, even if its status was
+    removed in between, and none while its last one is `barred` (a quarantine, say).
 
     If the broker dies together with a device, nobody publishes its will: an online device may not answer.
     """
 
     def __init__(
-        self, cluster: Cluster, on_change: Callable[[Seen | None, Seen | None], None] = lambda before, after: None
+        self,
+        cluster: Cluster,
+        on_change: Callable[[Seen | None, Seen | None], None] = lambda before, after: None,
+        barred: Callable[[bytes], bool] = lambda key: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.malformed = self.newer = self.stale = self.crowded = self.rekeyed = 0
+        self.malformed = self.newer = self.stale = self.crowded = self.rekeyed = self.unbelieved = 0
         self._cluster = cluster
         self._on_change = on_change
+        self._barred = barred
+        self._new_keys = Buckets(NEW_KEYS / _DAY, NEW_KEYS, clock, most=MAX_DEVICES)
+        self._keys: OrderedDict[str, bytes] = OrderedDict()  # the last that was believed, by name
         self._lock = threading.Lock()
         self._seen: dict[str, Seen] = {}
 
@@ -139,15 +153,28 @@ class Roster:
             return
         spaces = frozenset(map(bytes.fromhex, told.spaces))
         after = Seen(name, told.session, told.online, bytes.fromhex(told.key), spaces)
-        if before is not None and before.key != after.key and after.online:
-            self.rekeyed += 1
-        elif before is not None and not _follows(before, after):
+        if before is not None and not (after.online and before.key != after.key) and not _follows(before, after):
             self.stale += 1
             return
         if before is None and not self._room():
             self.crowded += 1
             return
+        if not self._believed(name, after.key):
+            self.unbelieved += 1
+            return
         self._put(name, before, after)
+
+    def _believed(self, name: str, key: bytes) -> bool:
+        last = self._keys.get(name, key)
+        if last != key:
+            if self._barred(last) or not self._new_keys.take(name):
+                return False
+            self.rekeyed += 1
+        self._keys[name] = key
+        self._keys.move_to_end(name)
+        if len(self._keys) > MAX_DEVICES:
+            self._keys.popitem(last=False)
+        return True
 
     def _put(self, name: str, before: Seen | None, after: Seen | None) -> None:
         with self._lock:

@@ -51,7 +51,7 @@ def skerry() -> None:
 
 def main() -> None:
     """Entry point: a user's error is one line and an exit code, never a traceback."""
-    logging.lastResort = None  # a command that wants a log sets one up
+    logging.lastResort = logging.NullHandler()  # a command that wants a log sets one up
     try:
         skerry(standalone_mode=False)
     except SkerryError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,6 +17,8 @@ from agent.peers.network import Network
 _FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REQUEST_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _U = tuple(tenth / 10 for tenth in range(1, 11))
+_ASKED = ("asked", "helped", "audited", "nothing", "late", "spared")
+_ANSWERED = ("answered", "nothing")
 
 
 class _State(Collector):
@@ -90,10 +92,48 @@ def _peers(network: Network) -> Iterator[Metric]:
     for verdict, count in list(network.intake.counts.items()):
         heard.add_metric([str(verdict)], count)
     yield heard
-    asked = CounterMetricFamily("skerry_peer_questions", "Questions to peers, by outcome.", labels=["outcome"])
-    for outcome, count in list(network.resolver.counts.items()):
-        asked.add_metric([outcome], count)
-    yield asked
+    yield _counts("peer_questions", "Questions to peers, by outcome.", network.resolver.counts, _ASKED)
+    yield _counts("peer_answers", "Answers to questions of peers, by outcome.", network.answerer.counts, _ANSWERED)
+    yield _dropped(network)
+    refused = "Subscriptions that the broker's access list refused."
+    yield _counter("broker_refused_subscriptions", refused, transport.subscriptions_refused)
+    rekeyed = "How often a device of the cluster announced another key."
+    yield _counter("peers_rekeyed", rekeyed, network.around.roster.rekeyed)
+
+
+def _counts(name: str, meaning: str, counts: Mapping[str, int], outcomes: Sequence[str]) -> Metric:
+    family = CounterMetricFamily(f"skerry_{name}", meaning, labels=["outcome"])
+    for outcome in outcomes:
+        family.add_metric([outcome], counts.get(outcome, 0))
+    return family
+
+
+def _dropped(network: Network) -> Metric:
+    transport, around, roster = network.transport, network.around, network.around.roster
+    family = CounterMetricFamily(
+        "skerry_broker_dropped", "MQTT messages that were dropped, by kind and reason.", labels=["kind", "reason"]
+    )
+    dropped: dict[str, Mapping[str, int]] = {
+        "any": {
+            "malformed": transport.malformed,
+            "oversized": transport.oversized,
+            "error": transport.handler_errors,
+        },
+        "status": {
+            "malformed": roster.malformed,
+            "version": roster.newer,
+            "stale": roster.stale,
+            "crowded": roster.crowded,
+            "new_key": roster.unbelieved,
+        },
+        "directory": {"malformed": around.malformed, "version": around.newer},
+        "ask": {reason: network.answerer.counts[reason] for reason in ("malformed", "version", "flood", "duplicate")},
+        "answer": {reason: network.resolver.counts[reason] for reason in ("malformed", "version", "unasked")},
+    }
+    for kind, reasons in dropped.items():
+        for reason, count in reasons.items():
+            family.add_metric([kind, reason], count)
+    return family
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

@@ -120,7 +120,7 @@ def near(segments: Sequence[Segment], key: Key, code: int, k: int) -> Ids:
     ids = np.concatenate(found)
     if len(segments) > 1:
         ids = ids[np.argsort(distances)[:count]]
-    same = [segment.same_tail(code, _SAME_TAIL) for segment in segments]
+    same = [segment.same_tail(code, max(4, _SAME_TAIL // len(segments))) for segment in segments]
     return np.unique(np.concatenate([ids, *same]))
 
 

@@ -1,8 +1,10 @@
 """The device's memory: entries in SQLite, an index over them in RAM and in mapped segments.
 
-learn, add ──► RAM: rows, tail ──► writer's thread ──► SQLite (the truth)
-                    │                                      │
-neighbours ◄── exact tail + segments ◄── merges' thread ◄──┘ built in a process of its own
+    learn, add ──► RAM: rows, tail ──► writer's thread ──► SQLite (the truth)
+                        │                                      │
+    neighbours ◄── exact tail + segments ◄── merges' thread ◄──┘ built in a process of its own
+
+Whatever is judged (trust, quarantine) takes hold in RAM at once, too, and follows to the disk.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ MAX_AGE = 180 * 86_400.0
 TAIL_LIMIT = 1024
 
 _BATCH = 1000  # entries per transaction of `add`
+_SETTLE_S = 120.0  # that `clear` waits for segments without what was cleared
 
 
 class EntryMemory:
@@ -94,8 +97,9 @@ class EntryMemory:
         if self._closed:
             return
         self._closed = True
-        self._child.stop()
         self._merges.stop()
+        self._child.stop()
+        self._merges.join()
         self._lookup.readers.close()
         self._writer.close()
         self._lock_file.close()
@@ -212,7 +216,7 @@ class EntryMemory:
         gone = self._judgement.clear(space, origin)
         self._bounds.compact_next = True
         self.flush()
-        self.settle()
+        self.settle(_SETTLE_S)
         self.flush()
         return gone
 

@@ -57,10 +57,13 @@ class Merges:
             return self._wake.wait_for(lambda: self._idle or self._stopping, timeout)
 
     def stop(self) -> None:
-        """The builder has to be stopped first."""
+        """Begins no other merge."""
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
+
+    def join(self) -> None:
+        """Waits for the merge that is underway; who builds had better be stopped, too."""
         self._thread.join()
 
     def _run(self) -> None:
@@ -105,7 +108,7 @@ class Merges:
         row = self._build(merge) if len(merge.ids) else None
         segment = None
         if row is not None:
-            segment = Segment(self._folder, row)
+            segment = Segment(self._folder, row, merge.partition.width)
             segment.know_tails(self._state.rows.of("tail", segment.ids))
             self._drop_unreadable(np.setdiff1d(merge.ids, segment.ids))
         replaced = [old.row.ref for old in merge.segments]

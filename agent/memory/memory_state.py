@@ -141,7 +141,7 @@ class State:
             self.next_segment = row.ref + 1
             try:
                 partition = partitions[row.space]
-                segment = Segment(folder, row)
+                segment = Segment(folder, row, partition.width)
             except (BadSegment, KeyError, ValueError) as error:
                 self.counts.damaged_segments += 1
                 _log.warning("a part of the memory's index is built anew: %s", error)

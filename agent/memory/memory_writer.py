@@ -69,7 +69,6 @@ class Writer:
         self._careful = 0  # changes that are written one by one, since one among them can't be
         self._closing = False
         self.errors = 0  # commits that failed
-        self.dropped = 0  # changes that were given up
         self._thread = threading.Thread(target=self._run, name="memory-writer", daemon=True)
 
     def start(self) -> None:
@@ -137,7 +136,8 @@ class Writer:
                 _log.exception("the memory's writer met an error")
             pause = min(_LONGEST_PAUSE_S, 2 * pause) if self._retrying else _FIRST_PAUSE_S
             if closing and (not self._queue or self._retrying):
-                return self._give_up(self._queue, "the memory was closed while its disk refused to be written")
+                self._give_up(self._queue, "the memory was closed while its disk refused to be written")
+                return
 
     def _next(self, pause: float) -> tuple[list[Change], bool]:
         """Waits for changes, and for more of them unless somebody waits for theirs."""
@@ -176,9 +176,8 @@ class Writer:
             self._start_over(batch)
         elif troubled(error):
             self._trouble(reason)
-            waited = {change for change in batch if change in self._waiters}
-            self._give_up(waited, f"{reason}; free some space, or check the disk")
-            self._put_back([change for change in batch if change not in waited])
+            self._put_back(batch)
+            self._give_up(self._take_waited(), f"{reason}; free some space, or check the disk")
         elif len(batch) > 1:
             self._careful = len(batch)
             self._put_back(batch)
@@ -203,9 +202,15 @@ class Writer:
         with self._wake:
             self._queue = changes + self._queue
 
+    def _take_waited(self) -> list[Change]:
+        """Out of the queue: those that somebody waits for."""
+        with self._wake:
+            waited = [change for change in self._queue if change in self._waiters]
+            self._queue = [change for change in self._queue if change not in self._waiters]
+            return waited
+
     def _give_up(self, changes: Iterable[Change], reason: str) -> None:
         for change in changes:
-            self.dropped += 1
             change.undo()
             self._tell(change, reason)
 

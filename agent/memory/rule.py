@@ -1,21 +1,19 @@
 """From neighbours to a token: who is believed, and when that is good enough not to ask anybody else.
 
 The neighbours vote, as in the kNN language model (Khandelwal et al., 2020, equation 2): p(t) is the share of the
-weight of those whose token is t, weight = trust * exp(similarity / T). The likeliest token is the candidate, and
+weight of those whose token is t, weight = trust * exp(similarity / T). The bandwidth T is the distance of the nearest
+one, d = 1 - similarity: a neighbour that is as good as identical outvotes all others, of far ones many must agree. The
+likeliest token is the candidate, and with similarity, trust and tail of its best supporter
 
-    score = similarity * p(token) * (1 + tail / 8) / 2 * x(token) ** (1/4)
+    score = similarity * trust * p(token) * (1 + tail / 8) / 2 * x(token) ** min(1/4, 1 - similarity)
 
-with similarity and tail of its best supporter. Every factor is at most 1, so the score never exceeds the similarity:
-what is not similar is no hit, nor what the neighbours disagree about, what comes after other words, or what the SLM
-itself finds implausible (the content gate). On recorded steps each factor makes the score a better judge of whether
-the candidate is right, and a fitted logistic regression on them is hardly better (docs/memory.md).
+Every factor is at most 1, so the score never exceeds the similarity: what is not similar is no hit, nor what the
+neighbours disagree about, what comes after other words, or, the less similar the more, what the SLM finds implausible.
+docs/memory.md shows what each factor is worth, and that a fitted logistic regression is hardly better.
 
-The very same step once more (cosine over 0.995, the last 8 tokens equal) is a case of its own: only its entries vote,
-and the score is similarity * p(token). That the SLM finds the token unlikely is what made it ask the first time.
-
-It is a hit if x(token) is not negligible and the score reaches theta, which `Evidence` learns: one for candidates that
-confirm the draft, one for those that would replace it. The latter are held to the same bound on their errors, so that
-they are right more often than the draft.
+It is a hit if it passes the content gate (x(token) is not negligible) and the score reaches theta, which `Evidence`
+learns: one for candidates that confirm the draft, one for those that would replace it. The latter are held to the same
+bound on their errors, and to having been right more often than the draft.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from agent.memory.rule_evidence import Evidence
 NEIGHBOURS = 8  # k
 PLAUSIBLE = 1e-3  # the content gate: least x of a hit
 SAME = 0.995  # cosine from which on two keys with equal tails stand for one and the same step
-_TEMPERATURE = 0.1  # T, in units of cosine
+_MOST_DOUBT = 0.25  # largest power of x in the score
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,9 @@ def judge(
     trusted = [near for near in neighbours if near.trust > 0.0]
     if not trusted:
         return None
-    same = [near for near in trusted if near.similarity >= SAME and near.tail == TAILS[-1]]
-    weighted = [(_weight(near), near) for near in same or trusted]
+    nearest = max(near.similarity for near in trusted)
+    bandwidth = 1.0 - min(SAME, nearest)
+    weighted = [(near.trust * math.exp((near.similarity - nearest) / bandwidth), near) for near in trusted]
     votes: dict[int, float] = {}
     for weight, near in weighted:
         votes[near.token] = votes.get(near.token, 0.0) + weight
@@ -69,11 +68,10 @@ def judge(
     ranked = sorted(votes, key=lambda token: (-votes[token], token))
     token = ranked[0]
     supporters = sorted((pair for pair in weighted if pair[1].token == token), key=lambda pair: -pair[0])
-    best = supporters[0][1]
-    similarity, likely = max(0.0, best.similarity), x(token)
-    score = similarity * votes[token] / total
-    if not same:
-        score *= (1 + best.tail / TAILS[-1]) / 2 * max(0.0, likely) ** 0.25
+    best, likely = supporters[0][1], max(0.0, x(token))
+    similarity = min(1.0, max(0.0, best.similarity))
+    score = similarity * best.trust * votes[token] / total
+    score *= (1 + best.tail / TAILS[-1]) / 2 * likely ** min(_MOST_DOUBT, 1.0 - similarity)
     return Candidate(
         token,
         np.array(ranked, np.intp),
@@ -84,7 +82,3 @@ def judge(
         tuple(near.id for _, near in supporters),
         best.origin,
     )
-
-
-def _weight(near: Neighbour) -> float:
-    return near.trust * math.exp((near.similarity - 1.0) / _TEMPERATURE)

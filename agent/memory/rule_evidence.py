@@ -1,8 +1,8 @@
 """What a device has seen of memory being right or wrong, and the thresholds theta that follow from it.
 
-Labels cost nothing: an escalation that went to the cloud although memory had a candidate tells whether the candidate
-was right, and audits tell it of a share of the hits. theta is the least score from which on the labels' rate of wrong
-reuse has an upper confidence bound below the accepted one, as in vCache (arXiv 2502.03771).
+Labels cost little: an escalation that went to the cloud although memory had a candidate tells whether the candidate
+was right, and audits tell it of a share of the hits, at first of all. theta is the least score from which on the
+labels' rate of wrong reuse has an upper confidence bound below the accepted one, as in vCache (arXiv 2502.03771).
 
 Misses always leave a label, hits only if they are audited, so among the labels low scores are too many. For theta that
 is on the safe side as long as higher scores are wrong less often. The rate that is reported is not left to that: it is
@@ -12,27 +12,31 @@ of hits alone, each audited one standing for 1 / its propensity of them (Horvitz
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from bisect import bisect_right, insort
+from collections import deque
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from protocol.errors import ProtocolError
 
-BOUND = 0.15  # accepted rate of wrong reuse
-START = 0.5  # theta before there is evidence: on recorded steps 1 to 7 % of the hits above it are wrong
+BOUND = 0.1  # accepted rate of wrong reuse
+START = 0.5  # theta before there is evidence: the score above which that rate was just held on recorded steps
 WINDOW = 1024  # labels; older ones are forgotten, since memory and its users change
 _GROUP = 8  # labels by which a threshold is lowered at a time
+_MARGIN = 2  # errors more than were seen that a raised threshold allows for
 _Z = 1.6449  # one-sided 95 %
-_VERSION = 1
+_VERSION = 2
 
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class Label(msgspec.Struct, frozen=True, array_like=True):
-    """`agree`: the candidate was the draft. `hit`: it would have been used, had it not been audited. `origin`: whose
-    entry spoke for it most."""
+    """`agree`: the candidate was the draft. `hit`: it would have been used, had it not been audited. `origin`: who made
+    its best supporter."""
 
     score: _Share
     memory_right: bool
@@ -40,7 +44,7 @@ class Label(msgspec.Struct, frozen=True, array_like=True):
     agree: bool
     hit: bool
     propensity: Annotated[float, Meta(gt=0.0, le=1.0)]
-    origin: bytes = b""
+    origin: bytes
 
 
 class _Saved(msgspec.Struct, array_like=True):
@@ -53,9 +57,18 @@ class Evidence:
 
     def __init__(self, bound: float = BOUND) -> None:
         self.bound = bound
-        self._labels: list[Label] = []
+        self._restart(())
+
+    def _restart(self, labels: tuple[Label, ...]) -> None:
+        self._labels: deque[Label] = deque()
+        self._ranked: dict[bool, list[Label]] = {True: [], False: []}  # by falling score; the key is `agree`
+        self._audits = 0
         self._thetas = {True: START, False: START}
         self._gains = True
+        for label in labels[-WINDOW:]:
+            self._add(label)
+        for agree in (True, False):
+            self._learn(agree)
 
     @property
     def theta(self) -> float:
@@ -81,15 +94,17 @@ class Evidence:
         1 for a candidate that was no hit, the audits' rate for a hit."""
         score = min(1.0, max(0.0, score))
         hit = self.allows(score, agree=agree)
-        self._labels.append(Label(score, memory_right, draft_right, agree, hit, propensity, origin))
-        del self._labels[:-WINDOW]
+        self._add(Label(score, memory_right, draft_right, agree, hit, propensity, origin))
         self._learn(agree)
 
     def forget(self, origin: bytes) -> None:
         """What was learned from this origin's entries says nothing of the others'."""
-        self._labels = [label for label in self._labels if label.origin != origin]
-        for agree in (True, False):
-            self._learn(agree)
+        self._restart(tuple(label for label in self._labels if label.origin != origin))
+
+    @property
+    def audit_rate(self) -> float:
+        """The share of hits that should be audited for theta's sake: all at first, 1 / sqrt(1 + n) after n audits."""
+        return 1.0 / math.sqrt(1 + self._audits)
 
     @property
     def wrong_reuse_rate(self) -> tuple[float, float]:
@@ -101,18 +116,10 @@ class Evidence:
             return 0.0, 1.0
         rate = sum(weight for weight, right in hits if not right) / total
         effective = total**2 / sum(weight**2 for weight, _ in hits)  # Kish, 1965
-        return rate, upper_bound(rate, effective)
-
-    def _learn(self, agree: bool) -> None:
-        labels = sorted((label for label in self._labels if label.agree == agree), key=lambda label: -label.score)
-        self._thetas[agree] = theta = _least_safe(labels, self.bound)
-        if not agree:
-            above = [label for label in labels if label.score >= theta]
-            gained = sum(label.memory_right - label.draft_right for label in above)
-            self._gains = gained >= 0
+        return rate, float(upper_bounds(np.array([rate]), np.array([effective]))[0])
 
     def to_bytes(self) -> bytes:
-        return msgspec.msgpack.encode(_Saved(_VERSION, self._labels))
+        return msgspec.msgpack.encode(_Saved(_VERSION, list(self._labels)))
 
     @classmethod
     def from_bytes(cls, raw: bytes, bound: float = BOUND) -> Evidence:
@@ -126,28 +133,50 @@ class Evidence:
         if saved.version != _VERSION:
             raise ProtocolError(f"what was kept of memory's hits has version {saved.version}; it is learned anew")
         evidence = cls(bound)
-        evidence._labels = saved.labels[-WINDOW:]
-        for agree in (True, False):
-            evidence._learn(agree)
+        evidence._restart(tuple(saved.labels))
         return evidence
+
+    def _add(self, label: Label) -> None:
+        self._labels.append(label)
+        self._audits += label.hit
+        insort(self._ranked[label.agree], label, key=_falling)
+        if len(self._labels) > WINDOW:
+            oldest = self._labels.popleft()
+            self._audits -= oldest.hit
+            self._ranked[oldest.agree].remove(oldest)
+
+    def _learn(self, agree: bool) -> None:
+        labels = self._ranked[agree]
+        self._thetas[agree] = theta = _least_safe(labels, self.bound)
+        if not agree:
+            above = labels[: bisect_right(labels, -theta, key=_falling)]
+            self._gains = sum(label.memory_right - label.draft_right for label in above) >= 0
 
 
 def _least_safe(labels: list[Label], bound: float) -> float:
-    """theta from labels in falling order of score. START as long as nothing is proven; if the labels above it speak
-    against it, higher than any score at which memory was wrong."""
+    """theta from labels in falling order of score: as low as is proven; START as long as nothing is; if the rate
+    above START is over the bound as it stands, so high that it would hold even with two more errors. If that is higher
+    than all scores, candidates are no hits and leave labels without audits, so it does not stay so for long."""
     wrong = np.cumsum([not label.memory_right for label in labels])
-    for count in range(len(labels) - len(labels) % _GROUP, 0, -_GROUP):
-        if upper_bound(wrong[count - 1] / count, count) <= bound:
-            return labels[count - 1].score
-    above = [label for label in labels if label.score >= START]
-    errors = [label.score for label in above if not label.memory_right]
-    if errors and len(errors) > bound * len(above) + 1:
-        return math.nextafter(max(errors), 2.0)
-    return START
+    counts = np.arange(1, len(labels) + 1)
+    groups = counts[_GROUP - 1 :: _GROUP]
+    proven = groups[upper_bounds(wrong[groups - 1] / groups, groups) <= bound]
+    if len(proven) and labels[int(proven[-1]) - 1].score < START:
+        return labels[int(proven[-1]) - 1].score
+    above = bisect_right(labels, -START, key=_falling)
+    if not above or wrong[above - 1] <= bound * above:
+        return START
+    held = np.flatnonzero(wrong[:above] + _MARGIN <= bound * (counts[:above] + _MARGIN))
+    return math.nextafter(labels[int(held[-1]) + 1 if len(held) else 0].score, 2.0)
 
 
-def upper_bound(rate: float, n: float) -> float:
-    """The one-sided 95 % upper bound of a rate seen in n labels (Wilson, 1927)."""
-    middle = rate + _Z**2 / (2 * n)
-    spread = _Z * math.sqrt(max(0.0, rate * (1 - rate) / n + _Z**2 / (4 * n**2)))
-    return min(1.0, (middle + spread) / (1 + _Z**2 / n))
+def _falling(label: Label) -> float:
+    return -label.score
+
+
+def upper_bounds(rates: NDArray[np.float64], n: NDArray[Any]) -> NDArray[np.float64]:
+    """(k,) One-sided 95 % upper bounds of rates seen in n labels each (Wilson, 1927)."""
+    middle = rates + _Z**2 / (2 * n)
+    spread = _Z * np.sqrt(rates * (1 - rates) / n + _Z**2 / (4 * n**2))
+    bounds: NDArray[np.float64] = np.minimum(1.0, (middle + spread) / (1 + _Z**2 / n))
+    return bounds

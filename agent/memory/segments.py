@@ -23,9 +23,10 @@ TREES = 12
 RECIPE = f"annoy 1.17, {AXES} principal axes, {TREES} trees"
 """Names all that a segment's content depends on besides its keys and axes."""
 
-_NODES = 2500  # that a search of a whole index looks at; each segment gets its share
+_NODES = 2000  # that a search of a whole index looks at; each segment gets its share
 _FEWEST = 400  # nodes that a search looks at in a small segment
-_SAME_TAIL = 1024  # entries with a similar tail that are looked at, to either side
+_SAME_TAIL = 8192  # entries with a similar tail whose age is looked at, to either side
+_ID_BITS = 59  # that an id has at most
 
 Vectors = NDArray[np.float32]
 
@@ -41,9 +42,9 @@ def segment_path(folder: Path, ref: int) -> Path:
 class Segment:
     """Raises BadSegment unless the file is byte for byte what was built: annoy trusts what it maps, and crashes."""
 
-    def __init__(self, folder: Path, row: SegmentRow) -> None:
+    def __init__(self, folder: Path, row: SegmentRow, width: int) -> None:
         self.row = row
-        self._axes: Vectors = np.frombuffer(row.axes, np.float32).reshape(AXES, -1)
+        self._axes: Vectors = np.frombuffer(row.axes, np.float32).reshape(AXES, width)
         self.ids: Ids = np.frombuffer(row.ids, np.int64)
         self._codes: Codes = np.empty(0, np.uint64)
         path = segment_path(folder, row.ref)
@@ -75,7 +76,8 @@ class Segment:
         return self._forest.get_nns_by_vector(vector, count, nodes, include_distances=True)
 
     def same_tail(self, code: int, count: int) -> Ids:
-        """Of the entries that share at least the last 2 tokens those that share most, newest first, `count` at most."""
+        """Of the entries that share at least the last 2 tokens those that share most, and of these the
+        newest, `count` at most."""
         shifts = (0, 16, 32)
         low = [code >> shift << shift for shift in shifts]
         high = [first | (1 << shift) - 1 for first, shift in zip(low, shifts, strict=True)]
@@ -83,9 +85,9 @@ class Segment:
         ends = np.searchsorted(self._codes, np.array(high, np.uint64), "right").tolist()
         if begins[-1] == ends[-1]:
             return self._by_tail[:0]
-        begin, end = begins[0], ends[0]
-        if end - begin >= count:
-            return self._by_tail[end - count : end][::-1]
-        begin, end = max(begins[-1], begin - _SAME_TAIL), min(ends[-1], end + _SAME_TAIL)
+        if ends[0] - begins[0] >= count:
+            return self._by_tail[ends[0] - count : ends[0]][::-1]
+        begin, end = max(begins[-1], begins[0] - _SAME_TAIL), min(ends[-1], ends[0] + _SAME_TAIL)
         ids = self._by_tail[begin:end]
-        return ids[np.lexsort((-ids, -shared_tail(self._codes[begin:end], code)))[:count]]
+        merit = shared_tail(self._codes[begin:end], code) << _ID_BITS | ids
+        return ids[np.argpartition(-merit, count)[:count]] if len(ids) > count else ids

@@ -62,7 +62,7 @@ class ChildBuilder:
         self._stopped = False
 
     def __call__(self, order: Order) -> Built:
-        command = [sys.executable, "-m", "agent.memory.segments_build"]
+        command = [sys.executable, "-P", "-m", "agent.memory.segments_build"]
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         pipe, silent = subprocess.PIPE, subprocess.DEVNULL
         try:

@@ -187,6 +187,8 @@ class Store:
         self._connection.execute("INSERT OR IGNORE INTO spaces VALUES (?, ?, ?)", spaced)
         self._connection.execute("INSERT OR IGNORE INTO origins VALUES (?, ?, 0, 0, 0, 0)", (origin, entry.origin))
         values = (slot, id, space, identity, signed(code), entry.token, entry.p, entry.count, entry.time, origin)
+        # An older report of the same may still wait for its deletion, which then finds another id.
+        self._connection.execute("DELETE FROM entries WHERE identity = ?", (identity,))
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1.0, 0, ?, ?)", (*values, seconds, seconds)
         )

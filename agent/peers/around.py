@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
@@ -13,6 +14,7 @@ from protocol.topics import DIRECTORY, EDGE, Cluster, is_edge
 from protocol.transport.base import Delivery, Transport
 
 _ORIGINS = 8192  # public keys remembered
+_BEYOND = "/"  # in the name of a device of another cluster
 
 
 class _Index:
@@ -46,12 +48,20 @@ class _Index:
 
 class Around:
     """Fed on the transport's thread, asked from any. `me`: this device. `newcomer` is called when a device announced a
-    key that was unknown. `malformed` and `newer` count directories that were dropped."""
+    key that was unknown. `barred`: is a device with this key not believed under another? `malformed` and `newer` count
+    directories that were dropped."""
 
-    def __init__(self, cluster: Cluster, me: str, newcomer: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        me: str,
+        newcomer: Callable[[], None] = lambda: None,
+        barred: Callable[[bytes], bool] = lambda key: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.malformed = self.newer = 0
         self.newcomer = newcomer
-        self.roster = Roster(cluster, self._changed)
+        self.roster = Roster(cluster, self._changed, barred, clock)
         self._cluster = cluster
         self._me = me
         self._here, self._announced = _Index(), _Index()  # what is shared now; what was when the device was last here
@@ -115,16 +125,25 @@ class Around:
         nearest: dict[bytes, int] = {}
         for device in told.devices:
             if device.cluster != self._cluster.name:
-                self._remember(bytes.fromhex(device.key), f"{device.cluster}/{device.name}")
+                self._remember(bytes.fromhex(device.key), f"{device.cluster}{_BEYOND}{device.name}")
                 for space in map(bytes.fromhex, device.spaces):
                     nearest[space] = min(nearest.get(space, device.hops), device.hops)
         self._nearest = nearest
 
     def _remember(self, origin: bytes, name: str) -> bool:
         """True: it was unknown. The least recently announced keys are forgotten."""
-        new = origin not in self._origins
-        self._origins[origin] = name
+        before = self._origins.get(origin)
+        if before is None or not self._keeps(before, origin, name):
+            self._origins[origin] = name
         self._origins.move_to_end(origin)
         if len(self._origins) > _ORIGINS:
             self._origins.popitem(last=False)
-        return new
+        return before is None
+
+    def _keeps(self, holder: str, origin: bytes, name: str) -> bool:
+        """Is the key still `holder`'s, though `name` announces it as well? Whoever announced it first keeps it; of its
+        own cluster a device knows better than the edge."""
+        if _BEYOND in holder:
+            return False
+        seen = self.roster.get(holder)
+        return _BEYOND in name or (seen is not None and seen.key == origin)

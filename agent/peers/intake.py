@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from agent.peers.trust import Trust
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, StoreError
 from protocol.limits import Buckets
 from protocol.memory import Entry, check_entry, signed_body, value_flaw
 from protocol.peers import decode_news
@@ -23,6 +23,7 @@ class Verdict(StrEnum):
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
+    UNSAVED = "unsaved"
     MALFORMED = "malformed"
     VERSION = "version"
     ABSURD = "absurd"
@@ -35,15 +36,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class IntakeLimits:
-    """Entries per second, and at once, from one sender (each costs 0.1 ms to check) and in the news of one origin (each
+    """Entries per second, and at once, from one sender (each costs 0.1 ms to check), and of new ones in its news (each
     takes a place in the memory; above what `GossipLimits` let an honest one send). `seen`: genuine entries that are
     remembered, so that one that comes again is not checked again. `held` bytes, `held_messages`: news of devices
     that have not announced themselves yet may wait for that."""
 
     sender_rate: float = 200.0
     sender_burst: int = 1000
-    origin_rate: float = 5.0
-    origin_burst: int = 2000
+    news_rate: float = 5.0
+    news_burst: int = 2000
     seen: int = 4096
     held: int = 512 << 10
     held_messages: int = 256
@@ -68,7 +69,8 @@ class Known(Protocol):
 
 
 class Intake:
-    """Used on the transport's thread. `spaces`: those that this device can use. `counts`: verdicts, for metrics."""
+    """Used on the transport's thread. `spaces`: those that this device can use; `usable`: is an entry of one of them
+    what its model can make and read? `counts`: verdicts, for metrics."""
 
     def __init__(
         self,
@@ -77,7 +79,8 @@ class Intake:
         store: Store,
         known: Known,
         trust: Trust,
-        spaces: Callable[[], frozenset[bytes]],
+        spaces: frozenset[bytes],
+        usable: Callable[[Entry], bool],
         clock: Callable[[], float],
         limits: IntakeLimits | None = None,
     ) -> None:
@@ -88,9 +91,10 @@ class Intake:
         self._known = known
         self._trust = trust
         self._spaces = spaces
+        self._usable = usable
         self._limits = limits = limits or IntakeLimits()
         self._senders = Buckets(limits.sender_rate, limits.sender_burst, clock)
-        self._origins = Buckets(limits.origin_rate, limits.origin_burst, clock)
+        self._tellers = Buckets(limits.news_rate, limits.news_burst, clock)
         self._seen: OrderedDict[bytes, None] = OrderedDict()  # digests of entries that were found genuine
         self._held: deque[Delivery] = deque()
         self._held_bytes = 0
@@ -116,10 +120,17 @@ class Intake:
             self.counts[Verdict.VERSION] += 1
             return
         sound = self.check(sender, message.entries, first_hand=key)
-        if sound:  # durable before the broker hears that it was received
-            new = self._store.add(sound)
-            self.counts[Verdict.ACCEPTED] += new
-            self.counts[Verdict.DUPLICATE] += len(sound) - new
+        if not sound:
+            return
+        try:
+            new = self._store.add(sound)  # durable before the broker hears that it was received
+        except StoreError:  # it would not send them again: they wait in RAM for a disk that takes them
+            for entry in sound:
+                self._store.learn(entry)
+            self.counts[Verdict.UNSAVED] += len(sound)
+            return
+        self.counts[Verdict.ACCEPTED] += new
+        self.counts[Verdict.DUPLICATE] += len(sound) - new
 
     def retry(self) -> None:
         """Somebody new announced itself: news of it may have come before."""
@@ -146,12 +157,14 @@ class Intake:
         self.counts[Verdict.ACCEPTED] += len(sound)
 
     def _verdict(self, sender: str, entry: Entry, first_hand: bytes | None) -> Verdict:
-        """Cheap checks first. The sender is limited before its signatures are checked, the origin after that, so that
-        nobody uses up another one's allowance by writing in its name."""
-        if entry.space not in self._spaces():
+        """Cheap checks first. The limits are the sender's, whom the broker vouches for: a device can have a new key at
+        any time, but not a new name."""
+        if entry.space not in self._spaces:
             return Verdict.OTHER_SPACE
         if flaw := value_flaw(entry):
             return Verdict(flaw)
+        if not self._usable(entry):
+            return Verdict.ABSURD
         known = entry.origin == first_hand if first_hand else self._known.knows(entry.origin)
         if not known:
             return Verdict.UNKNOWN_ORIGIN
@@ -165,7 +178,7 @@ class Intake:
             return Verdict.ACCEPTED
         if flaw := check_entry(entry):
             return Verdict(flaw)
-        if first_hand and not self._origins.take(entry.origin):
+        if first_hand and not self._tellers.take(sender):
             return Verdict.FLOOD  # of what nobody asked for
         self._seen[digest] = None
         if len(self._seen) > self._limits.seen:

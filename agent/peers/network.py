@@ -19,6 +19,7 @@ from agent.peers.resolver import AskOptions, PeerResolver
 from agent.peers.reunion import Reunion
 from agent.peers.sharing import Gossip, GossipLimits, Sharing
 from agent.peers.trust import Trust
+from protocol.memory import Entry
 from protocol.topics import ANSWER, ASK, NEWS, STATUS, Cluster
 from protocol.transport.base import Transport
 
@@ -29,7 +30,8 @@ class Memory(Shelf, Store, Protocol):
 
 class Network:
     """`transport` must not be started yet: `start` does that, and `close` ends it. `folder`: where outbox and session
-    number are kept. `spaces`: those that this device uses; entries of others are refused."""
+    number are kept. `spaces`: those that this device uses; entries of others are refused, and those that are not
+    `usable`."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Network:
         trust: Trust,
         folder: Path,
         spaces: Sequence[bytes],
+        usable: Callable[[Entry], bool],
         sharing: Sharing | None = None,
         asking: AskOptions | None = None,
         gossip: GossipLimits | None = None,
@@ -49,15 +52,14 @@ class Network:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         sharing = sharing or Sharing()
-        mine = frozenset(spaces)
         self.me = me
         self.transport = transport
         self.memory = memory
-        self.around = Around(cluster, me)
+        self.around = Around(cluster, me, barred=trust.quarantined, clock=clock)
         self.presence = Presence(cluster.path(STATUS, me), identity.public, SessionNumber(folder / "session"))
         self.outbox = Outbox(folder / "outbox.db", transport, clock=clock)
         self.reunion = Reunion(cluster, self.around.others, self.outbox.up)
-        self.intake = Intake(cluster, me, memory, self.around, trust, lambda: mine, clock, intake)
+        self.intake = Intake(cluster, me, memory, self.around, trust, frozenset(spaces), usable, clock, intake)
         self.around.newcomer = self.intake.retry
         self.gossip = Gossip(
             cluster.path(NEWS, me), self.outbox, identity.sign, sharing, self.around.wanted, clock, gossip

@@ -7,11 +7,13 @@ peers know comes by gossip anyway; a question is for what the gossip missed.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from enum import Enum
+from typing import Final, Protocol, TypeAlias
 
 from agent.memory.base import Key
 from agent.peers.intake import Intake
@@ -26,7 +28,18 @@ from protocol.topics import ANSWER, ASK, EDGE, Cluster
 from protocol.transport.base import Delivery, Transport
 from protocol.transport.inbox import packet_bytes
 
-Judge: TypeAlias = Callable[[list[Entry]], Reply | None]
+log = logging.getLogger(__name__)
+
+
+class Enough(Enum):
+    """Says that the peers know an answer, and that it is not to be used: somebody else is asked (an audit)."""
+
+    ENOUGH = "enough"
+
+
+ENOUGH: Final = Enough.ENOUGH
+
+Judge: TypeAlias = Callable[[list[Entry]], Reply | Enough | None]
 
 _OPEN = 256  # questions remembered, so that late answers still teach
 _FORGET_SECONDS = 2.0  # after which somebody who did not answer is not going to
@@ -46,13 +59,12 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class AskOptions:
-    """`at_once`: devices that one question goes to. `floor`, `cap`: seconds, of the learned deadline; `edge_cap`: of
-    the one for the edge. `hops`: clusters that a question may be taken to; 0: none."""
+    """`at_once`: devices that one question goes to. `floor`: least learned deadline; `cap`: the longest time that a
+    question takes, with devices and edge together (seconds). `hops`: clusters that it may be taken to; 0: none."""
 
     at_once: int = 4
     floor: float = 0.002
-    cap: float = 0.02
-    edge_cap: float = 0.05
+    cap: float = 0.05
     hops: int = 1
 
 
@@ -146,7 +158,7 @@ class PeerResolver:
         self._lock = threading.Lock()  # of what follows
         self._open: OrderedDict[int, _Question] = OrderedDict()
         self._near = RoundTrip(options.floor, options.cap)
-        self._far = RoundTrip(options.floor, options.edge_cap)
+        self._far = RoundTrip(options.floor, options.cap)
         self._panel = Panel()
         self._worth: dict[bytes, Worth] = {}
 
@@ -156,8 +168,9 @@ class PeerResolver:
 
     def ask(self, lookup: Lookup, judge: Judge, wake: Callable[[], None], traffic: Traffic) -> Ticket | None:
         """Asks who may know, and fills the ticket with the first answer of which `judge` makes a Reply; `judge` and
-        `wake` are called on the transport's thread. The ticket fails when all have answered in vain; its deadline
-        moves when it is the edge's turn. None: nobody is there to ask, or it has not been worth it lately."""
+        `wake` are called on the transport's thread. The ticket fails when all have answered in vain, and at once when
+        `judge` says ENOUGH. Its deadline moves when it is the edge's turn, to `AskOptions.cap` at most. None: nobody
+        is there to ask, or it has not been worth it lately."""
         if lookup.private or lookup.space in self._sharing.unshared:
             return None
         holders = self._around.holders(lookup.space)
@@ -229,23 +242,39 @@ class PeerResolver:
         self._use(question, sender, self._intake.check(sender, entries))
 
     def _use(self, question: _Question, sender: str, entries: list[Entry]) -> None:
-        reply = question.judge(entries) if entries and not question.over else None
+        verdict = self._judge(question, entries) if entries and not question.over else None
         with self._lock:
-            self._panel.answered(sender, helped=reply is not None)
-            first = reply is not None and not question.over
-            exhausted = not question.over and not first and not question.waiting
-            if first:
+            self._panel.answered(sender, helped=verdict is not None)
+            decided = verdict is not None and not question.over
+            exhausted = not question.over and not decided and not question.waiting
+            if decided:
                 question.over = True
-                self.counts["helped"] += 1
+                self.counts["audited" if verdict is ENOUGH else "helped"] += 1
                 self._worth_of(question.lookup.space).outcome(helped=True)
-        if first:
-            question.ticket.replied_at = question.ticket.heard_at = self._clock()
-            question.ticket.reply = reply
-            question.wake()
+        if decided:
+            self._decide(question, verdict)
         elif exhausted and not self._send_edge(question):
             self._fail(question)
         # Whoever waits has been woken: now there is time to keep what was heard.
         self._intake.keep(entries)
+
+    def _judge(self, question: _Question, entries: list[Entry]) -> Reply | Enough | None:
+        """An answer that cannot be judged is none: the others may have better ones."""
+        try:
+            return question.judge(entries)
+        except Exception as error:
+            self.counts["malformed"] += 1
+            log.error("%s in judging an answer", type(error).__name__)
+            return None
+
+    def _decide(self, question: _Question, verdict: Reply | Enough | None) -> None:
+        ticket = question.ticket
+        if isinstance(verdict, Reply):
+            ticket.replied_at = ticket.heard_at = self._clock()
+            ticket.reply = verdict
+        else:
+            ticket.failed = True
+        question.wake()
 
     def _fail(self, question: _Question) -> None:
         with self._lock:
@@ -254,13 +283,13 @@ class PeerResolver:
             question.over = True
             self.counts["nothing"] += 1
             self._worth_of(question.lookup.space).outcome(helped=False)
-        question.ticket.failed = True
-        question.wake()
+        self._decide(question, None)
 
     def _send_edge(self, question: _Question) -> bool:
-        """Once per question."""
+        """Once per question, if there is time left."""
         edge, question.edge = question.edge, False
-        return edge and self._send(question, [EDGE], self._options.hops)
+        in_time = self._clock() < question.ticket.asked_at + self._options.cap
+        return edge and in_time and self._send(question, [EDGE], self._options.hops)
 
     def _send(self, question: _Question, names: Sequence[str], hops: int = 0) -> bool:
         """Asks them; whether anybody was asked."""
@@ -278,7 +307,8 @@ class PeerResolver:
         with self._lock:
             question.waiting = set(names)  # before the first answer can come
             question.asked_at = self._clock()
-            question.ticket.deadline = question.asked_at + round_trip.deadline
+            last = question.ticket.asked_at + self._options.cap
+            question.ticket.deadline = min(question.asked_at + round_trip.deadline, last)
         asked = 0
         for name in names:
             topic = self._cluster.path(ASK, self._me, name)

@@ -38,9 +38,13 @@ Handler: TypeAlias = Callable[[Delivery], None]
 class Transport(ABC):
     """`will`, if given, is asked for the present will before each connection. `on_up` and `on_down` are called on the
     transport's thread after each connection (before any message of it) and after each loss. `bytes_up`, `bytes_down`:
-    PUBLISH packets, whole."""
+    PUBLISH packets, whole. `malformed`, `oversized`: messages that were dropped. `subscriptions_refused`: by the
+    broker's access list."""
 
     handler_errors: int = 0
+    malformed: int = 0
+    oversized: int = 0
+    subscriptions_refused: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
 

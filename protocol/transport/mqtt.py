@@ -38,7 +38,7 @@ MAX_PAYLOAD = 256 * 1024
 _CONNECT_SECONDS = 5.0  # for TCP, and again for each step of TLS
 _ACCEPT_SECONDS = 10.0  # from then until the broker has accepted us
 _CLOSE_SECONDS = 2.0  # a broker that does not read is not waited for
-_TURN_SECONDS = 0.5
+_TURN_SECONDS = 0.5  # the longest turn of paho's loop
 _STABLE_SECONDS = 10.0  # a connection that lived shorter counts as a failed attempt
 _FLAPS = 3
 _MOST_PENDING, _MOST_PENDING_BYTES = 4096, 8 * 1024 * 1024
@@ -108,8 +108,7 @@ class MqttTransport(Transport):
     """A broker at `options.url`. Raises ConfigError if that or the TLS files are unusable.
 
     `publish` also returns False while 4,096 messages or 8 MiB are on their way. `bytes_up` and `bytes_down` are sizes
-    of PUBLISH packets (header, topic, payload), without acknowledgements, TCP and TLS. `oversized` and `malformed`
-    count what came in and was dropped. `subscriptions_refused`: by the broker's access list. `state` is for people.
+    of PUBLISH packets (header, topic, payload), without acknowledgements, TCP and TLS.
 
     Brokers may deliver a message once per subscription if filters overlap (MQTT 3.1.1, 3.3.5). Paho reads a packet
     before its size can be judged: limit sizes at the broker.
@@ -145,6 +144,8 @@ class MqttTransport(Transport):
         self._asked: dict[int, list[str]] = {}
 
         self._closing = threading.Event()
+        self._handling = threading.RLock()  # held while a handler runs
+        self._closed = False  # no handler is called any more
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._up_since = math.inf
         self._failures = 0  # attempts in a row that did not end in a stable connection
@@ -200,12 +201,17 @@ class MqttTransport(Transport):
             return True
 
     def close(self) -> None:
+        """Without a connection it does not wait for the attempt at one, which ends by itself. No handler runs after
+        it returns."""
         self._closing.set()
         with self._lock:
+            was = self.connected
             if self._client:
                 self._client.disconnect()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(_CLOSE_SECONDS + 2 * _CONNECT_SECONDS)  # it may be resolving a name, and ends after that
+            self._thread.join(_CLOSE_SECONDS + 2 * _TURN_SECONDS if was else _TURN_SECONDS)
+        with self._handling:
+            self._closed = True
 
     # From here on: on the transport's thread.
 
@@ -238,7 +244,8 @@ class MqttTransport(Transport):
             return
         self._problem = "the broker ended the connection"
         try:
-            self._converse(client)
+            if not self._closing.is_set():  # else even a greeting would end the next connection with our id
+                self._converse(client)
         finally:
             if left := client.socket():
                 left.close()
@@ -292,8 +299,10 @@ class MqttTransport(Transport):
             self._events.popleft()()
 
     def _call(self, function: Callable[[], None]) -> None:
-        self._inbox.call(function)
-        self.handler_errors = self._inbox.errors
+        with self._handling:
+            if not self._closed:
+                self._inbox.call(function)
+                self.handler_errors = self._inbox.errors
 
     def _accepted(self, client: paho.Client, reason: ReasonCode) -> None:
         if reason.is_failure:
@@ -301,6 +310,8 @@ class MqttTransport(Transport):
             self._refused = reason.getName() != "Server unavailable"
             return
         with self._lock:
+            if self._closing.is_set():
+                return
             self._client = client
             if filters := self._inbox.filters():
                 self._ask(client, filters)
@@ -343,8 +354,7 @@ class MqttTransport(Transport):
             if len(delivery.payload) > MAX_PAYLOAD:
                 self.oversized += 1
             else:
-                self._inbox.hand(delivery)
-                self.handler_errors = self._inbox.errors
+                self._call(partial(self._inbox.hand, delivery))
         client.ack(message.mid, message.qos)
 
     def _down(self) -> None:

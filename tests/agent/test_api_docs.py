@@ -42,7 +42,8 @@ def api(tmp_path: Path) -> Iterator[Api]:
         )
         keeper = Keeper(memory, keys, trust, Evidence(), who.public, who.sign, time.time, tmp_path / "evidence")
         transport = BusTransport(bus, "hut")
-        network = Network(Cluster("home", "main"), "hut", who, transport, memory, trust, tmp_path, [keys.space])
+        home = Cluster("home", "main")
+        network = Network(home, "hut", who, transport, memory, trust, tmp_path, [keys.space], lambda entry: True)
         yield Api(Device(agent, None, keeper, network), ApiConfig(), ModelName("model", frozenset()))
         network.close()
 

@@ -14,6 +14,7 @@ from agent.config import AgentConfig
 from protocol import errors
 from protocol.config import load
 from server.cloud.config import ServeConfig
+from server.edge.config import EdgeConfig
 from tools import docs
 
 ROOT = docs.FOLDER.parent
@@ -38,7 +39,7 @@ def test_every_command_module_is_a_documented_command() -> None:
     assert modules == {name.split()[1] for name in HELPS if " " in name}
 
 
-@pytest.mark.parametrize(("name", "schema"), [("agent", AgentConfig), ("serve", ServeConfig)])
+@pytest.mark.parametrize(("name", "schema"), [("agent", AgentConfig), ("serve", ServeConfig), ("edge", EdgeConfig)])
 def test_example_files_are_valid(name: str, schema: type[msgspec.Struct], tmp_path: Path) -> None:
     file = tmp_path / f"{name}.toml"
     file.write_text(docs.EXAMPLES[name], encoding="utf-8")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ProtocolError
-from protocol.presence import MAX_DEVICES, MAX_SESSION, Roster, Seen, Status, decode_status, status
+from protocol.presence import MAX_DEVICES, MAX_SESSION, NEW_KEYS, Roster, Seen, Status, decode_status, status
 from protocol.topics import Cluster
 from protocol.transport.base import Delivery
 
@@ -96,6 +96,47 @@ def test_another_key_is_another_device() -> None:
     assert seen is not None
     assert (seen.session, seen.key, seen.online) == (2, OTHER_KEY, True)
     assert roster.rekeyed == 1
+
+
+class TestNewKeys:
+    """A key costs nothing, a name does."""
+
+    def test_a_few_a_day_are_believed(self) -> None:
+        now = 0.0
+        roster = Roster(CLUSTER, clock=lambda: now)
+        for number in range(10):
+            roster.take(birth(1, bytes([number]) * 32))
+        seen = roster.get("a")
+        assert seen is not None
+        assert seen.key == bytes([NEW_KEYS]) * 32
+        assert (roster.rekeyed, roster.unbelieved) == (NEW_KEYS, 9 - NEW_KEYS)
+        roster.take(told(status(1, True, OTHER_KEY), "b"))
+        assert roster.get("b") is not None
+        now = 86_400.0
+        roster.take(birth(1, OTHER_KEY))
+        assert roster.get("a") == Seen("a", 1, True, OTHER_KEY, frozenset([SPACE]))
+
+    def test_removing_the_status_or_dying_does_not_help(self) -> None:
+        roster = Roster(CLUSTER, clock=lambda: 0.0)
+        for number in range(10):
+            key = bytes([number]) * 32
+            for delivery in (birth(1, key), end(1, key), told(b""), end(1, key), told(b"")):
+                roster.take(delivery)
+        assert roster.rekeyed == NEW_KEYS
+        assert roster.get("a") is None
+
+    def test_none_while_the_last_one_is_barred(self) -> None:
+        barred = {KEY}
+        roster = Roster(CLUSTER, barred=barred.__contains__)
+        for delivery in (birth(1), birth(1, OTHER_KEY), told(b""), birth(1, OTHER_KEY)):
+            roster.take(delivery)
+        assert roster.get("a") is None
+        assert roster.unbelieved == 2
+        roster.take(birth(2))
+        assert roster.get("a") is not None, "its old key is still its own"
+        barred.clear()
+        roster.take(birth(1, OTHER_KEY))
+        assert roster.get("a") == Seen("a", 1, True, OTHER_KEY, frozenset([SPACE]))
 
 
 def test_a_removed_status_is_forgotten() -> None:

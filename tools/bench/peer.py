@@ -126,6 +126,7 @@ def _device(url: str, name: str, folder: Path) -> Iterator[Network]:
             trust,
             folder,
             [_SPACE],
+            lambda entry: len(entry.key) == WIDTH,
             asking=asking,
             intake=IntakeLimits(sender_burst=_NO_LIMIT),
             answering=AnswerLimits(asker_burst=_NO_LIMIT, burst=_NO_LIMIT),

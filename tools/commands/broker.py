@@ -26,7 +26,7 @@ def broker(context: click.Context, host: str, port: int, passwords: Path | None)
 
     \b
     Examples:
-      skerry broker
+      skerry broker --port 1883
       skerry broker password passwords device-1
       skerry broker --host 0.0.0.0 --passwords passwords
     """

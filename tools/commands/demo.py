@@ -26,10 +26,11 @@ from tools.fetch import model_file
 from tools.processes import Child, start_broker, start_cloud
 
 QUESTIONS = (
-    "Why is the sky blue?",
     "How do I keep bread fresh for a week?",
+    "Write one sentence about the sea.",
 )
 _PATIENCE = 60.0
+_WHO = ("local", "memory", "peer", "cloud", "fallback")  # columns of the table at the end
 
 
 @click.command(epilog="Example: skerry demo --cloud-model qwen2.5-coder-1.5b")
@@ -139,16 +140,16 @@ async def _until(holds: Callable[[], bool], what: str) -> None:
 
 
 def _table(rows: list[tuple[str, Account]]) -> None:
-    heads = ("", "tokens", "local", "memory", "cloud", "fallback", "LLM saved", "bytes up", "bytes down", "tok/s")
+    heads = ("", *_WHO, "LLM saved", "bytes up", "bytes down", "tok/s")
     click.echo(f"{heads[0]:<11}" + "".join(f"{head:>11}" for head in heads[1:]))
     for name, account in rows:
         counts = account.counts
         saved = 1 - account.llm_tokens / max(1, account.tokens)
-        numbers = (account.tokens, counts["local"], counts["memory"], counts["cloud"], counts["fallback"])
+        up, down = account.bytes_up + account.peer_bytes_up, account.bytes_down + account.peer_bytes_down
         click.echo(
             f"{name:<11}"
-            + "".join(f"{number:>11}" for number in numbers)
-            + f"{saved:>11.0%}{account.bytes_up:>11}{account.bytes_down:>11}{account.tok_s:>11.1f}"
+            + "".join(f"{counts[who]:>11}" for who in _WHO)
+            + f"{saved:>11.0%}{up:>11}{down:>11}{account.tok_s:>11.1f}"
         )
 
 

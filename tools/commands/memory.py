@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import platformdirs
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, device_folder
 from agent.memory.memory import EntryMemory
 from agent.memory.memory_overview import Overview, database, overview
 from agent.memory.memory_portable import export as write_export
@@ -138,10 +137,7 @@ def clear(
 def _place(folder: Path | None, config: Path | None) -> tuple[Path, AgentConfig]:
     """The memory's folder, and the configuration that bounds it."""
     agent = configuration(AgentConfig, "agent", config, os.environ)
-    if folder is None:
-        device = agent.device.folder
-        folder = (Path(device) if device else platformdirs.user_data_path("skerry") / "device") / "memory"
-    return folder.expanduser(), agent
+    return folder.expanduser() if folder else device_folder(agent) / "memory", agent
 
 
 def _opened(folder: Path | None, config: Path | None) -> EntryMemory:

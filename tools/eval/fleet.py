@@ -63,7 +63,8 @@ def run(data: Recorded, order: Sequence[Visit], tau: float, rule: Rule | Evidenc
         draft, target = int(steps.draft[row]), int(steps.target[row])
         evidence = rule if isinstance(rule, Evidence) else nothing
         candidate = judge(kept.near(row), x, draft, evidence) if rule is not None else None
-        audit = uniform(seed, int(at)) < AUDIT
+        propensity = max(AUDIT, rule.audit_rate) if isinstance(rule, Evidence) else AUDIT
+        audit = uniform(seed, int(at)) < propensity
         if candidate is not None:
             candidates[at] = candidate.token
             hit[at] = rule.hit(candidate, x(candidate.token)) if isinstance(rule, Rule) else candidate.hit
@@ -76,7 +77,7 @@ def run(data: Recorded, order: Sequence[Visit], tau: float, rule: Rule | Evidenc
                     memory_right=candidate.token == target,
                     draft_right=draft == target,
                     agree=candidate.token == draft,
-                    propensity=AUDIT if hit[at] else 1.0,
+                    propensity=propensity if hit[at] else 1.0,
                 )
         who[at], token[at] = CLOUD, target
         kept.add(row)

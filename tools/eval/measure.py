@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.memory.key import KEY_BYTES
 from protocol.memory import ORIGIN_BYTES, SIGNATURE_BYTES, SPACE_BYTES, TAIL_BYTES, Entry
 from protocol.peers import Ask, News, encode
 from tools.eval.fleet import CLOUD, MEMORY, Outcome
@@ -109,7 +110,7 @@ def by_device(data: Recorded, order: Sequence[Visit], outcome: Outcome, tau: flo
 
 def sizes() -> tuple[int, int]:
     """Bytes of an entry as it is published, and of a question to peers."""
-    key = bytes(128)
+    key = bytes(KEY_BYTES)
     space, end = bytes(SPACE_BYTES), bytes(TAIL_BYTES)
     entry = Entry(space, key, end, 40_000, 0.5, 1, 1 << 31, bytes(ORIGIN_BYTES), bytes(SIGNATURE_BYTES))
     return len(encode(News([entry]))), len(encode(Ask(1 << 63, space, key, end, 0.5)))

@@ -22,9 +22,9 @@ from tools.eval.steps import BATCH, Progress, answers, steps
 from tools.eval.stream import Recorded, recorded, visits
 from tools.eval.tasks import OPEN_TASKS, Prompt, prompt
 
-SIMILARITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-SCORES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-TAUS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+SIMILARITIES = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+SCORES = (0.3, 0.4, 0.5, 0.6, 0.8)
+TAUS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 ORDERS = 3  # of the texts and devices
 _CONTEXT = 8192  # tokens, for BATCH answers at once
 
@@ -117,11 +117,11 @@ def _gold(data: Recorded, found: Sequence[Article], slm: Path, outcome: Outcome)
     from_memory = [at for at in places if outcome.who[at] == MEMORY]
     return {
         "questions": len(rows),
-        "slm_alone": share(data.steps.draft[rows].tolist()),
-        "with_memory": share(outcome.token[places].tolist()),
-        "llm": share(data.steps.target[rows].tolist()),
+        "slm_alone_right": share(data.steps.draft[rows].tolist()),
+        "with_memory_right": share(outcome.token[places].tolist()),
+        "llm_right": share(data.steps.target[rows].tolist()),
         "answered_by_memory": len(from_memory),
-        "memory_right": sum(right(int(outcome.token[at]), int(outcome.row[at])) for at in from_memory),
+        "memory_right_there": sum(right(int(outcome.token[at]), int(outcome.row[at])) for at in from_memory),
         "llm_right_there": sum(
             right(int(data.steps.target[outcome.row[at]]), int(outcome.row[at])) for at in from_memory
         ),

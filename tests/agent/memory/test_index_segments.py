@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.memory.segments_build import BuildFailed, Built, Order, build
+from agent.memory.segments_build import BuildFailed, Built, ChildBuilder, Order, build
 from tests.agent.memory.memories import PATIENCE, Keys, entries, indexed, keys, opened, stored, tokens
 
 COUNT = 300
@@ -90,6 +90,19 @@ def test_a_harmed_segment_is_never_mapped_and_built_anew(
     with opened(folder) as memory:
         assert memory.stats().counts.damaged_segments == 0
         assert [tokens(memory, key) for key in known] == [[number] for number in range(COUNT)]
+
+
+def test_no_code_is_taken_from_the_working_directory(
+    tmp_path: Path, known: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = tmp_path / "here" / "agent"
+    trap.mkdir(parents=True)
+    (trap / "__init__.py").write_text("raise SystemExit('run by mistake')\n")
+    monkeypatch.chdir(trap.parent)
+    with opened(tmp_path / "memory", build=ChildBuilder()) as memory:
+        memory.add(entries(known))
+        assert memory.settle(PATIENCE)
+        assert memory.stats().spaces[0].unindexed == 0
 
 
 def test_a_sound_segment_is_used_again(folder: Path) -> None:

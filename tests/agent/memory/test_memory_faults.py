@@ -91,6 +91,8 @@ def test_a_disk_that_stays_full_takes_no_more_and_no_more_ram(tmp_path: Path) ->
             for number in range(12_000):
                 memory.learn(entry(number, known))
             stats = memory.stats()
+            with pytest.raises(StoreError, match="cannot be written"):
+                memory.flush()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, soft)
         assert stats.counts.lost > 0

@@ -19,7 +19,7 @@ from protocol.memory import Entry
 from protocol.topics import Cluster
 from protocol.transport.base import Transport
 from protocol.transport.bus import Bus, BusTransport
-from tests.protocol.entries import SPACE, TAIL, entry, key_of, someone
+from tests.protocol.entries import SPACE, TAIL, WIDTH, entry, key_of, someone
 
 PATIENCE = 60.0
 A = Cluster("home", "A")
@@ -74,6 +74,7 @@ class Device:
             self.trust,
             folder / name,
             spaces,
+            lambda entry: len(entry.key) == WIDTH,
             sharing,
             asking,
             gossip=QUICK,

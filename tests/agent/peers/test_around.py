@@ -83,6 +83,41 @@ def test_keys_are_known_as_long_as_they_are_announced_now_and_then() -> None:
     assert place.around.name_of(someone(3).public) == someone(3).public.hex()[:8]
 
 
+class TestWhoseKeyItIs:
+    def test_nobody_takes_the_name_off_anothers_key(self) -> None:
+        place = Place()
+        place.status("lamp", key=LAMP)
+        place.status("evil", key=LAMP)
+        assert place.around.name_of(LAMP) == "lamp"
+        place.status("lamp", online=False, key=LAMP)
+        place.status("evil", key=LAMP)
+        assert place.around.name_of(LAMP) == "lamp"
+
+    def test_what_is_given_up_can_be_taken(self) -> None:
+        place = Place()
+        place.status("lamp", key=LAMP)
+        place.status("lamp", key=FRIDGE)
+        place.status("lamp-2", key=LAMP)
+        assert place.around.name_of(LAMP) == "lamp-2"
+
+    def test_the_edge_does_not_rename_a_device_of_this_cluster(self) -> None:
+        place = Place()
+        place.status("lamp", key=LAMP)
+        place.directory(known("evil", "B", 1, LAMP))
+        assert place.around.name_of(LAMP) == "lamp"
+        place.removed("lamp")
+        place.directory(known("evil", "B", 1, LAMP))
+        assert place.around.name_of(LAMP) == "lamp"
+
+    def test_a_device_of_this_cluster_knows_better_than_the_edge(self) -> None:
+        place = Place()
+        place.directory(known("lamp", "B", 1, LAMP))
+        place.directory(known("torch", "B", 1, LAMP))
+        assert place.around.name_of(LAMP) == "B/torch"
+        place.status("lamp", key=LAMP)
+        assert place.around.name_of(LAMP) == "lamp"
+
+
 def test_the_edge_tells_who_is_within_reach() -> None:
     place = Place()
     place.directory(known("lamp", "A", 0, LAMP), known("fridge", "B", 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from hypothesis import strategies as st
 from agent.memory.memory import EntryMemory
 from agent.peers.intake import Intake, IntakeLimits, Verdict
 from agent.peers.trust import Trust
-from protocol.memory import Entry
+from protocol.memory import Entry, sign_entry
 from protocol.peers import News, encode
 from protocol.topics import NEWS, Cluster
 from protocol.transport.base import Delivery
-from tests.protocol.entries import SPACE, entry, someone
+from tests.protocol.entries import SPACE, WIDTH, entry, someone
 
 A = Cluster("home", "A")
 ME, LAMP, FRIDGE, STRANGER = (someone(number) for number in range(1, 5))
+
+
+def usable(entry: Entry) -> bool:
+    return len(entry.key) == WIDTH and entry.token < 100
 
 
 class Clock:
@@ -58,7 +63,8 @@ class Door:
             self.memory,
             self.book,
             self.trust,
-            lambda: frozenset([SPACE]),
+            frozenset([SPACE]),
+            usable,
             self.clock,
             IntakeLimits(**limits),
         )
@@ -110,6 +116,8 @@ def test_own_news_coming_back_is_not_even_looked_at(door: Door) -> None:
         (msgspec.structs.replace(entry(LAMP, 1), p=float("nan")), Verdict.ABSURD),
         (msgspec.structs.replace(entry(LAMP, 1), token=-1), Verdict.ABSURD),
         (msgspec.structs.replace(entry(LAMP, 1), key=bytes(32)), Verdict.ABSURD),
+        (entry(LAMP, 1, token=100), Verdict.ABSURD),  # the model has no such token
+        (sign_entry(msgspec.structs.replace(entry(LAMP, 1), key=b"k" * 8192), LAMP.sign), Verdict.ABSURD),
         (msgspec.structs.replace(entry(LAMP, 1), tail=b"short"), Verdict.MALFORMED),
         (msgspec.structs.replace(entry(LAMP, 1), key=b""), Verdict.MALFORMED),
     ],
@@ -144,8 +152,8 @@ def test_another_version_is_counted_as_such(door: Door) -> None:
 
 
 class TestFloods:
-    def test_of_one_origin_are_stopped_and_end(self, tmp_path: Path) -> None:
-        door = Door(tmp_path, origin_rate=1.0, origin_burst=20)
+    def test_of_one_device_are_stopped_and_end(self, tmp_path: Path) -> None:
+        door = Door(tmp_path, news_rate=1.0, news_burst=20)
         for number in range(100):
             door.told(entry(LAMP, number))
         assert door.size() == 20
@@ -157,13 +165,39 @@ class TestFloods:
         door.memory.close()
 
     def test_of_forgeries_do_not_use_up_what_the_real_one_may_send(self, tmp_path: Path) -> None:
-        door = Door(tmp_path, sender_rate=1.0, sender_burst=30, origin_rate=1.0, origin_burst=20)
+        door = Door(tmp_path, sender_rate=1.0, sender_burst=30, news_rate=1.0, news_burst=20)
         forged = [msgspec.structs.replace(entry(FRIDGE, n), origin=LAMP.public) for n in range(100)]
         for one in forged:
             door.intake.check("fridge", [one])  # as in answers, where others' entries are welcome
         assert door.intake.counts == {Verdict.BAD_SIGNATURE: 30, Verdict.FLOOD: 70}
         assert door.told(entry(LAMP, 1)) == {Verdict.ACCEPTED: 1}
         door.memory.close()
+
+    def test_of_a_device_with_ever_new_keys_are_stopped_as_well(self, tmp_path: Path) -> None:
+        door = Door(tmp_path, news_rate=1.0, news_burst=20)
+        for number in range(100, 150):
+            door.book.devices["lamp"] = someone(number).public
+            door.told(entry(someone(number), number))
+        assert door.size() == 20
+        assert door.intake.counts[Verdict.FLOOD] == 30
+        assert door.told(entry(FRIDGE, 1), sender="fridge") == {Verdict.ACCEPTED: 1}
+        door.memory.close()
+
+
+def test_news_that_the_disk_refuses_wait_in_memory(tmp_path: Path) -> None:
+    """The broker does not send them again."""
+    door = Door(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # bytes that any file may have
+    try:
+        assert door.told(entry(LAMP, 1), entry(LAMP, 2)) == {Verdict.UNSAVED: 2}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert door.size() == 2
+    door.memory.flush()
+    door.memory.close()
+    with EntryMemory(tmp_path) as memory:
+        assert memory.stats().entries == 2
 
 
 class TestNewcomers:

@@ -6,17 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from agent.peers.intake import Verdict
 from agent.peers.resolver import AskOptions, Lookup
 from agent.peers.sharing import Sharing
 from agent.resolver import Traffic
-from protocol.peers import Ask, encode
-from protocol.topics import ASK
+from protocol.memory import sign_entry
+from protocol.peers import Ask, News, encode
+from protocol.presence import status
+from protocol.topics import ASK, NEWS, STATUS
 from protocol.transport.base import Delivery
 from protocol.transport.bus import Bus, BusTransport
 from tests.agent.peers.devices import A, Device, acquainted, eventually, reply_of
-from tests.protocol.entries import SPACE, TAIL, entry, key_of
+from tests.protocol.entries import SPACE, TAIL, WIDTH, entry, key_of, someone
 
 OTHER = b"another space..."
 Make = Callable[..., Device]
@@ -116,6 +120,33 @@ class TestGossip:
         eventually(lambda: fridge.network.intake.counts["duplicate"] > 0)
         assert fridge.memory.stats().entries == 40
         assert fridge.transport.handler_errors == 0
+
+
+class TestUnwelcome:
+    def test_entries_that_the_model_cannot_use_take_no_room(self, make: Make) -> None:
+        lamp, fridge = make("lamp"), make("fridge")
+        acquainted(lamp, fridge)
+        for width in range(6200, 6220):
+            made = msgspec.structs.replace(entry(fridge.who), key=b"k" * width)
+            fridge.network.gossip.share(sign_entry(made, fridge.who.sign))
+        fridge.learn(1)
+        eventually(lambda: lamp.knows(1))
+        eventually(lambda: lamp.network.intake.counts[Verdict.ACCEPTED] == 1)
+        assert lamp.network.intake.counts[Verdict.ABSURD] == 20
+        assert [space.width for space in lamp.memory.stats().spaces] == [WIDTH]
+
+    def test_a_quarantined_device_does_not_come_back_under_a_new_key(self, make: Make, bus: Bus) -> None:
+        lamp, evil = make("lamp"), make("evil")
+        acquainted(lamp, evil)
+        while not lamp.trust.note(evil.who.public, wrong=True):
+            pass
+        fresh = someone(99)
+        evil.transport.publish(A.path(STATUS, "evil"), status(1 << 20, True, fresh.public, [SPACE]), qos=1, retain=True)
+        evil.transport.publish(A.path(NEWS, "evil"), encode(News([entry(fresh, 1)])), qos=1)
+        bus.settle()
+        assert lamp.network.around.roster.unbelieved >= 1
+        assert lamp.network.around.key_of("evil") == evil.who.public
+        assert lamp.memory.stats().entries == 0
 
 
 class TestKeptAtHome:

@@ -142,6 +142,7 @@ def test_the_will_is_asked_for_before_each_connection(world: World) -> None:
     first = last[0]
     world.cut("a")
     inbox.wait(1)
+    wait_until(lambda: not a.connected)
     world.restore("a")
     wait_until(lambda: a.connected)
     second = last[0]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
 
 from protocol.errors import ConfigError
 from protocol.transport import mqtt
+from protocol.transport.base import Will
 from protocol.transport.inbox import packet_bytes
 from protocol.transport.mqtt import MAX_PAYLOAD, MqttOptions, MqttTransport
 from server.broker.access import set_password
@@ -52,6 +54,56 @@ def test_small_packets_leave_at_once(broker: Mosquitto) -> None:
     assert isinstance(connection, socket.socket)
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     transport.close()
+
+
+def test_closing_does_not_wait_for_an_attempt_to_connect() -> None:
+    """Whoever answers later finds nobody there, and no handler is called."""
+    trying, called = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"mqtts://127.0.0.1:{silent.getsockname()[1]}"  # connects, and waits for TLS
+        transport = MqttTransport(options(url), trying_will(trying), called.set, called.set)
+        transport.start()
+        assert trying.wait(30)
+        transport.close()
+        assert transport._thread.is_alive(), "the attempt was waited for"
+        assert transport.state == "closed"
+    transport._thread.join(30)
+    assert not transport._thread.is_alive()
+    assert not called.is_set()
+
+
+def test_a_broker_that_answers_after_the_end_is_not_greeted(monkeypatch: pytest.MonkeyPatch) -> None:
+    trying, answer, ups = threading.Event(), threading.Event(), []
+    connect = paho.Client.connect
+
+    def slow(client: paho.Client, *where: Any) -> Any:
+        trying.set()
+        assert answer.wait(30)
+        return connect(client, *where)
+
+    monkeypatch.setattr(paho.Client, "connect", slow)
+    with socket.create_server(("127.0.0.1", 0)) as late:
+        transport = MqttTransport(options(f"mqtt://127.0.0.1:{late.getsockname()[1]}"), on_up=lambda: ups.append("up"))
+        transport.start()
+        assert trying.wait(30)
+        transport.close()
+        answer.set()
+        connection, _ = late.accept()
+        with connection:
+            assert connection.recv(100) == b""
+    transport._thread.join(30)
+    assert not transport._thread.is_alive()
+    assert ups == []
+
+
+def trying_will(trying: threading.Event) -> Callable[[], Will]:
+    """Asked for right before an attempt."""
+
+    def will() -> Will:
+        trying.set()
+        return Will("t", b"")
+
+    return will
 
 
 def test_a_broker_that_never_accepts(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:

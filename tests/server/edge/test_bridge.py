@@ -112,7 +112,7 @@ class TestRings:
             world.reachable(lamp)
             for origin in (fridge.who.public, door.who.public):
                 eventually(lambda origin=origin: lamp.network.around.knows(origin))  # type: ignore[misc]
-            lamp.network.resolver._options = AskOptions(hops=4, edge_cap=60.0)
+            lamp.network.resolver._options = AskOptions(hops=4, cap=60.0)
             assert lamp.told(1) is None
             world.settle()
             asked = [topic for cluster in "ABC" for topic in world.topics(cluster, "/memory/ask/")]
