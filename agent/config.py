@@ -74,7 +74,7 @@ class Memory(msgspec.Struct, frozen=True):
     wrong_bound: Annotated[
         float,
         Meta(gt=0.0, lt=1.0, description="share of reused tokens that may differ from what the LLM would say"),
-    ] = 0.15
+    ] = 0.1
     audit: Annotated[
         float, Meta(ge=0.0, le=1.0, description="share of hits that the cloud is asked about all the same")
     ] = 0.05

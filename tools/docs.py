@@ -47,7 +47,7 @@ name = "barn-3"
 
 [memory]
 megabytes = 128
-wrong_bound = 0.15
+wrong_bound = 0.1
 
 [peers]
 broker = "mqtts://broker.example:8883"

@@ -13,7 +13,7 @@ from agent.memory.base import Key
 from agent.memory.memory_rows import Ids, Rows, shared_tail
 from agent.memory.segments import Segment
 
-_CANDIDATES = 16  # of the segments, whose keys are compared exactly, besides two for each neighbour that is wanted
+_CANDIDATES = 12  # of the segments, whose keys are compared exactly, besides two for each neighbour that is wanted
 _SAME_TAIL = 16  # candidates for their last tokens' sake, at most
 _GROWTH = 4  # a segment is merged with smaller ones until those are a quarter of its size
 _DEAD = 0.3  # share of entries that are gone at which a segment is built anew

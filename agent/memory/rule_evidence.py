@@ -27,8 +27,8 @@ BOUND = 0.1  # accepted rate of wrong reuse
 START = 0.5  # theta before there is evidence: the score above which that rate was just held on recorded steps
 WINDOW = 1024  # labels; older ones are forgotten, since memory and its users change
 _GROUP = 8  # labels by which a threshold is lowered at a time
-_MARGIN = 2  # errors more than were seen that a raised threshold allows for
-_Z = 1.6449  # one-sided 95 %
+_PROVEN = 1.6449  # one-sided 95 %
+_LIKELY = 0.8416  # one-sided 80 %
 _VERSION = 2
 
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -116,7 +116,7 @@ class Evidence:
             return 0.0, 1.0
         rate = sum(weight for weight, right in hits if not right) / total
         effective = total**2 / sum(weight**2 for weight, _ in hits)  # Kish, 1965
-        return rate, float(upper_bounds(np.array([rate]), np.array([effective]))[0])
+        return rate, float(upper_bounds(np.array([rate]), np.array([effective]), _PROVEN)[0])
 
     def to_bytes(self) -> bytes:
         return msgspec.msgpack.encode(_Saved(_VERSION, list(self._labels)))
@@ -155,18 +155,19 @@ class Evidence:
 
 def _least_safe(labels: list[Label], bound: float) -> float:
     """theta from labels in falling order of score: as low as is proven; START as long as nothing is; if the rate
-    above START is over the bound as it stands, so high that it would hold even with two more errors. If that is higher
-    than all scores, candidates are no hits and leave labels without audits, so it does not stay so for long."""
+    above START is over the bound as it stands, so high that it is likely to hold. Should that be higher than all
+    scores, candidates are no hits and leave labels without audits, so it does not stay so for long."""
     wrong = np.cumsum([not label.memory_right for label in labels])
     counts = np.arange(1, len(labels) + 1)
     groups = counts[_GROUP - 1 :: _GROUP]
-    proven = groups[upper_bounds(wrong[groups - 1] / groups, groups) <= bound]
+    proven = groups[upper_bounds(wrong[groups - 1] / groups, groups, _PROVEN) <= bound]
     if len(proven) and labels[int(proven[-1]) - 1].score < START:
         return labels[int(proven[-1]) - 1].score
     above = bisect_right(labels, -START, key=_falling)
     if not above or wrong[above - 1] <= bound * above:
         return START
-    held = np.flatnonzero(wrong[:above] + _MARGIN <= bound * (counts[:above] + _MARGIN))
+    counts = counts[:above]
+    held = np.flatnonzero(upper_bounds(wrong[:above] / counts, counts, _LIKELY) <= bound)
     return math.nextafter(labels[int(held[-1]) + 1 if len(held) else 0].score, 2.0)
 
 
@@ -174,9 +175,10 @@ def _falling(label: Label) -> float:
     return -label.score
 
 
-def upper_bounds(rates: NDArray[np.float64], n: NDArray[Any]) -> NDArray[np.float64]:
-    """(k,) One-sided 95 % upper bounds of rates seen in n labels each (Wilson, 1927)."""
-    middle = rates + _Z**2 / (2 * n)
-    spread = _Z * np.sqrt(rates * (1 - rates) / n + _Z**2 / (4 * n**2))
-    bounds: NDArray[np.float64] = np.minimum(1.0, (middle + spread) / (1 + _Z**2 / n))
+def upper_bounds(rates: NDArray[np.float64], n: NDArray[Any], z: float) -> NDArray[np.float64]:
+    """(k,) One-sided upper confidence bounds, z standard deviations up, of rates seen in n labels each (Wilson,
+    1927)."""
+    middle = rates + z**2 / (2 * n)
+    spread = z * np.sqrt(rates * (1 - rates) / n + z**2 / (4 * n**2))
+    bounds: NDArray[np.float64] = np.minimum(1.0, (middle + spread) / (1 + z**2 / n))
     return bounds

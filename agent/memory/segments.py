@@ -23,7 +23,7 @@ TREES = 12
 RECIPE = f"annoy 1.17, {AXES} principal axes, {TREES} trees"
 """Names all that a segment's content depends on besides its keys and axes."""
 
-_NODES = 2000  # that a search of a whole index looks at; each segment gets its share
+_NODES = 1000  # that a search of a whole index looks at; each segment gets its share
 _FEWEST = 400  # nodes that a search looks at in a small segment
 _SAME_TAIL = 8192  # entries with a similar tail whose age is looked at, to either side
 _ID_BITS = 59  # that an id has at most

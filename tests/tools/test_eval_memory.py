@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from protocol.errors import HashMismatch
 from tools.commands.eval import eval as eval_command
-from tools.eval import data, memory
+from tools.eval import data, memory, tasks
 
 ARTICLES = {
     "business/001": "Bank raises rates\nThe central bank raised its rate by half a point to fight inflation.",
@@ -27,6 +27,7 @@ ARTICLES = {
     "tech/001": "Caf\u00e9 chain hacked\nThieves copied the card numbers of a million customers.",
 }
 DOCUMENTS = 8
+SHORT = tasks._INSTRUCTIONS
 
 
 def quiet(line: str) -> None:
@@ -47,6 +48,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def trusted(cache: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "_INSTRUCTIONS", {name: (wordings, 8) for name, (wordings, _) in SHORT.items()})
         patch.setattr(data, "_SHA256", hashlib.sha256((cache / data._WHEEL).read_bytes()).hexdigest())
         yield
 
@@ -84,11 +86,12 @@ def test_every_threshold_says_what_its_hits_were_worth(result: dict[str, list[di
     assert with_gate[0] > 0
 
 
-def test_memory_saves_calls_on_questions_that_were_asked_before(result: dict[str, list[dict[str, Any]]]) -> None:
-    rows = [row for row in result["learned"] if row["tau"] == 0.2]
-    repeated = [row for row in rows if row["kind"] == "open, repeated"]
-    assert sum(row["hits"] for row in repeated) > 0
-    for row in rows:
+def test_memory_saves_calls_and_never_makes_answers_better_than_the_llms(
+    result: dict[str, list[dict[str, Any]]],
+) -> None:
+    fixed = [row for row in result["thresholds"] if row["kind"] == "all"]
+    assert any(row["cloud_calls_saved"] > 0 for row in fixed)
+    for row in result["learned"]:
         assert row["calls"] <= row["calls_without"]
         assert row["quality"] <= row["quality_without"]
 
@@ -118,6 +121,6 @@ def test_the_command_prints_tables_and_json(
     options = ["memory", "--slm", str(smollm2_q2), "--llm", str(smollm2), "--cache", str(cache)]
     plain = CliRunner().invoke(eval_command, options)
     assert plain.exit_code == 0, plain.output
-    assert "open, repeated, u > 0.2" in plain.output
+    assert "topic, new, u > 0.2" in plain.output
     assert "without the content gate" in plain.output
     assert json.loads(CliRunner().invoke(eval_command, [*options, "--json"]).output) == result

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.link.identity import identity
+from agent.memory.key import KEY_BYTES
 from agent.memory.memory import EntryMemory
 from agent.peers.answer import AnswerLimits
 from agent.peers.intake import IntakeLimits
@@ -39,7 +40,7 @@ from protocol.topics import Cluster
 from protocol.transport.mqtt import MqttOptions, MqttTransport
 from tools.processes import Child
 
-WIDTH = 576  # of SmolLM2's hidden state
+WIDTH = KEY_BYTES
 _ALIKE = 2  # entries near each key, all of which come with an answer
 _SPACE = b"bench peer......"
 _TAIL = b"\x01\x02\x03\x04\x05\x06\x07\x08"
