@@ -108,7 +108,7 @@ class Keeper:
         look.origins = tuple({n.origin for n in near if n.token == candidate.token})
         if not candidate.hit:
             return
-        look.propensity = self.trust.audit_rate(look.origins)
+        look.propensity = max(self.trust.audit_rate(look.origins), self.evidence.audit_rate)
         look.audit = uniform(question.seed, len(question.answer), _AUDIT) < look.propensity
         # A distribution names the candidate alone, whose origins are audited; the rest of its mass lies where x lies.
         taken = mode == "take"

@@ -164,7 +164,7 @@ def _least_safe(labels: list[Label], bound: float) -> float:
     if len(proven) and labels[int(proven[-1]) - 1].score < START:
         return labels[int(proven[-1]) - 1].score
     above = bisect_right(labels, -START, key=_falling)
-    if not above or wrong[above - 1] <= bound * above:
+    if not above or wrong[above - 1] <= bound * above + 1:  # a single error refutes nothing
         return START
     counts = counts[:above]
     held = np.flatnonzero(upper_bounds(wrong[:above] / counts, counts, _LIKELY) <= bound)

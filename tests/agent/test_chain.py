@@ -28,6 +28,12 @@ WIDTH, VOCAB = 48, 32
 SPACE = b"s" * 16
 
 
+class Experienced(Evidence):
+    """After so many audits that they are no longer made for theta's sake."""
+
+    audit_rate = 0.0  # type: ignore[assignment]
+
+
 @dataclass
 class Case:
     """One step that keeps coming up: the SLM would say `draft`, the LLM says `truth`."""
@@ -109,9 +115,10 @@ def keeper(memory: EntryMemory, me: Identity, tmp_path: Path) -> Keeper:
 
 
 def keeper_of(memory: EntryMemory, me: Identity, folder: Path, audits: float, bound: float = 0.1) -> Keeper:
+    """`audits`: share of the device's own hits that is audited."""
     trust = Trust(me.public, bound=bound, base=audits, records=memory)
     keys = KeyMaker(SPACE, np.zeros(WIDTH, np.float32), np.ones(WIDTH, np.float32))
-    return Keeper(memory, keys, trust, Evidence(bound), me.public, me.sign, lambda: 1e9, folder / "evidence")
+    return Keeper(memory, keys, trust, Experienced(bound), me.public, me.sign, lambda: 1e9, folder / "evidence")
 
 
 def cloud(truth: Callable[[Question], int]) -> ScriptedResolver:
@@ -418,3 +425,21 @@ def test_in_a_distribution_memory_speaks_for_the_candidate_alone(
         assert list(look.reply.tokens) == []
         assert list(look.reply.y_ids) == [7]
         assert float(look.reply.y_p.sum()) < 1.0
+
+
+def test_a_device_that_knows_nothing_of_its_hits_yet_audits_them(
+    memory: EntryMemory, me: Identity, tmp_path: Path
+) -> None:
+    keeper = keeper_of(memory, me, tmp_path, audits=0.0)
+    keeper.evidence = Evidence(0.1)
+    llm = cloud(lambda question: len(question.answer) % 29)
+    conversation = opened(Chain(keeper, cloud=llm))
+    cases = [Case(hidden(seed), position=seed) for seed in range(200)]
+    for case in cases:
+        step(conversation, case.question())
+    asked = len(llm.opened[0].questions)
+    said = [step(conversation, case.question()) for case in cases]
+    audits = len(llm.opened[0].questions) - asked
+    assert said[0] is not None
+    assert said[0].provenance is Provenance.CLOUD, "the first hit of all"
+    assert 10 < audits < 60, "fewer and fewer: about twice the square root"

@@ -26,7 +26,7 @@ def draw(result: dict[str, Rows], path: Path) -> None:
         left.set_title(f"{slm}: quality against calls")
         right.set_title(f"{slm}: sweep of thresholds")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
