@@ -36,9 +36,9 @@ _DAY = 86_400.0
 _MEGABYTE = 10**6
 
 
-def assemble(config: AgentConfig, model: Path) -> Device:
-    """The device for the model file; its links are down until `Device.linked`. Raises BadModelFile, ConfigError,
-    StoreError."""
+def assemble(config: AgentConfig, model: Path, tell: Callable[[str], None] = log.info) -> Device:
+    """The device for the model file; its links are down until `Device.linked`. `tell` hears of what takes long.
+    Raises BadModelFile, ConfigError, StoreError."""
     if config.peers.broker and not config.memory.enabled:
         raise ConfigError("peers.broker is set but memory.enabled is false: peers share what is in the memory")
     engine = GgufEngine(
@@ -52,13 +52,13 @@ def assemble(config: AgentConfig, model: Path) -> Device:
         hidden=config.memory.enabled,  # they cost each prompt one more pass
     )
     try:
-        return _assemble(config, engine)
+        return _assemble(config, engine, tell)
     except BaseException:
         engine.close()
         raise
 
 
-def _assemble(config: AgentConfig, engine: GgufEngine) -> Device:
+def _assemble(config: AgentConfig, engine: GgufEngine, tell: Callable[[str], None]) -> Device:
     options = Options(
         policy=FixedThreshold(config.policy.threshold, config.policy.audit),
         measure=config.policy.measure,
@@ -72,7 +72,7 @@ def _assemble(config: AgentConfig, engine: GgufEngine) -> Device:
         return Device(Agent(engine, options, cloud, config.api.queue), cloud)
     folder = device_folder(config)
     who = identity(folder / "device.key")
-    keeper = _keeper(config, engine, folder, who)
+    keeper = _keeper(config, engine, folder, who, tell)
     try:
         network = _network(config, engine, keeper, folder, who) if config.peers.broker else None
     except BaseException:
@@ -95,8 +95,10 @@ def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:
     return CloudResolver(options, engine.tokenizer, Breaker(time.monotonic, jitter), time.monotonic, jitter)
 
 
-def _keeper(config: AgentConfig, engine: GgufEngine, folder: Path, who: Identity) -> Keeper:
-    keys = _keys(engine, folder)
+def _keeper(
+    config: AgentConfig, engine: GgufEngine, folder: Path, who: Identity, tell: Callable[[str], None]
+) -> Keeper:
+    keys = _keys(engine, folder, tell)
     memory = EntryMemory(
         folder / "memory", max_bytes=config.memory.megabytes * _MEGABYTE, max_age=config.memory.days * _DAY
     )
@@ -106,14 +108,14 @@ def _keeper(config: AgentConfig, engine: GgufEngine, folder: Path, who: Identity
     return Keeper(memory, keys, trust, evidence, who.public, who.sign, time.time, kept)
 
 
-def _keys(engine: GgufEngine, folder: Path) -> KeyMaker:
+def _keys(engine: GgufEngine, folder: Path, tell: Callable[[str], None]) -> KeyMaker:
     """Calibrated once for each model."""
     space = space_of(engine.info.fingerprint)
     path = folder / f"space-{space.hex()}"
     known = KeyMaker.load(path, space, engine.info.width)
     if known is not None:
         return known
-    log.info("reading the calibration text with %s, once", engine.info.name)
+    tell(f"preparing the memory for {Path(engine.info.name).stem}: some seconds, once")
     made = KeyMaker.calibrate(engine)
     try:
         made.save(path)

@@ -21,7 +21,7 @@ def opened(config: AgentConfig, unless: type[StoreError] | None, tell: Callable[
     the kind `unless` is raised all the same."""
     path = model_file(config.model.name, Places.of(os.environ))
     try:
-        return assemble(config, path)
+        return assemble(config, path, tell)
     except StoreError as error:
         if unless is not None and isinstance(error, unless):
             raise

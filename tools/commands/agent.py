@@ -54,7 +54,7 @@ def agent(
     )
     check_listening(settings.api)
     logging.basicConfig(level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    device = opened(settings, StoreInUse, log.error)
+    device = opened(settings, StoreInUse, log.warning)
     try:
         path = model_file(settings.model.name, Places.of(os.environ))
         asyncio.run(_serve(device, settings, ModelName.of(settings.model.name, path)))

@@ -15,7 +15,7 @@ from agent.link.outbox import Outbox
 from protocol.transport.bus import Bus, BusTransport
 from protocol.transport.mqtt import MqttOptions, MqttTransport
 from tests.brokers import ROOT, Broker, Embedded, Mosquitto, Network
-from tests.protocol.transport.worlds import Inbox, wait_until
+from tests.protocol.transport.worlds import PATIENCE, Inbox, wait_until
 
 KILLS = 12
 
@@ -89,9 +89,12 @@ class Device:
 
 def reader(url: str) -> tuple[MqttTransport, Inbox]:
     transport, inbox = MqttTransport(MqttOptions(url, "reader", first_retry=0.02, longest_retry=0.2)), Inbox()
+    subscribed = threading.Event()
     transport.subscribe("t", inbox, qos=1)
+    transport.subscribe("own", lambda delivery: subscribed.set(), qos=1)
     transport.start()
-    wait_until(lambda: transport.connected)
+    wait_until(lambda: transport.connected and transport.publish("own", b"", qos=1))
+    assert subscribed.wait(PATIENCE), "what is published comes back once the subscriptions hold"
     return transport, inbox
 
 
@@ -103,8 +106,8 @@ def complete(inbox: Inbox, count: int) -> None:
 
 def test_a_broker_that_dies_under_load(broker: Broker, tmp_path: Path) -> None:
     """What it had acknowledged may die with it; everything else comes, and nobody is stuck."""
-    device = Device(broker.url, tmp_path)
     other, inbox = reader(broker.url)
+    device = Device(broker.url, tmp_path)
     for _ in range(3):
         seen = len(inbox.got)
         inbox.wait(seen + 50)
@@ -123,8 +126,8 @@ def test_a_broker_that_dies_under_load(broker: Broker, tmp_path: Path) -> None:
 
 def test_a_broker_that_is_restarted_with_its_memory_loses_nothing(tmp_path: Path) -> None:
     with Mosquitto(tmp_path / "broker") as broker:
-        device = Device(broker.url, tmp_path)
         other, inbox = reader(broker.url)
+        device = Device(broker.url, tmp_path)
         for _ in range(3):
             inbox.wait(len(inbox.got) + 50)
             broker.stop()
