@@ -7,10 +7,12 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from sqlite_utils import Database
+from typing import TYPE_CHECKING
 
 from protocol.errors import StoreError, StoreInUse
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +136,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("commit")
         if connection.execute("pragma quick_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("damaged")
+        from sqlite_utils import Database  # takes a tenth of a second, which a device without a broker need not wait
+
         _tables(Database(connection))
     except BaseException:
         connection.close()
