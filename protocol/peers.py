@@ -14,6 +14,7 @@ the level that the broker lets only that device write to.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -170,3 +171,15 @@ _answer = msgspec.msgpack.Decoder(Answer).decode
 _directory = msgspec.json.Decoder(Directory).decode
 _head = msgspec.msgpack.Decoder(_Head).decode
 _json_head = msgspec.json.Decoder(_JsonHead).decode
+
+
+def read(decode: Callable[[bytes], M | None], payload: bytes, counts: Counter[str]) -> M | None:
+    """The message; None if it is malformed or of a newer version, which is counted as `malformed` or `version`."""
+    try:
+        message = decode(payload)
+    except ProtocolError:
+        counts["malformed"] += 1
+        return None
+    if message is None:
+        counts["version"] += 1
+    return message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -70,6 +71,10 @@ def _memory(keeper: Keeper) -> Iterator[Metric]:
     for outcome in ("right", "wrong"):
         audits.add_metric([outcome], counts[f"audits {outcome}"])
     yield audits
+    changes = CounterMetricFamily("skerry_memory_events", "What happened in the memory, by kind.", labels=["kind"])
+    for kind, count in {**asdict(stats.counts), "write_errors": stats.write_errors}.items():
+        changes.add_metric([kind], count)
+    yield changes
 
 
 def _peers(network: Network) -> Iterator[Metric]:
@@ -79,6 +84,7 @@ def _peers(network: Network) -> Iterator[Metric]:
     yield _gauge("peers_online", "Other devices of the cluster that are online.", others)
     yield _gauge("outbox_messages", "Messages that wait for the broker.", outbox.waiting)
     dropped = outbox.dropped_old + outbox.dropped_full
+    yield _counter("outbox_disk_errors", "Times that the disk refused the outbox.", outbox.disk_errors)
     yield _counter("outbox_dropped", "Messages that grew too old or did not fit.", dropped)
     yield _counter("gossip_sent", "Entries that were given to the cluster.", network.gossip.sent)
     yield _counter("gossip_dropped", "Entries that the rate limit held back.", network.gossip.dropped)

@@ -41,7 +41,7 @@ _SETTLE_S = 120.0  # that `clear` waits for segments without what was cleared
 
 
 class EntryMemory:
-    """`Memory` in a folder of its own, which one process at a time may open (StoreError: "in use by").
+    """A folder of its own, which one process at a time may open (StoreError: "in use by").
 
     Threads may share it. `neighbours`, `learn` and everything that judges entries or origins never wait for the disk;
     `flush`, `add`, `clear`, `export` and `import_` do, and raise StoreError if it refuses.

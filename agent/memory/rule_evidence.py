@@ -110,7 +110,8 @@ class Evidence:
     def wrong_reuse_rate(self) -> tuple[float, float]:
         """Share of wrong ones among the hits, from the audits, and its upper confidence bound; (0, 1) without
         audits."""
-        hits = [(1.0 / label.propensity, label.memory_right) for label in self._labels if label.hit]
+        labels = list(self._labels)  # at once: the engine's thread may add to them while metrics are read
+        hits = [(1.0 / label.propensity, label.memory_right) for label in labels if label.hit]
         total = sum(weight for weight, _ in hits)
         if not total:
             return 0.0, 1.0

@@ -11,10 +11,9 @@ import numpy as np
 
 from agent.memory.base import Key, Neighbour
 from agent.peers.sharing import Sharing
-from protocol.errors import ProtocolError
 from protocol.limits import Bucket, Buckets
 from protocol.memory import Entry, sign_entry
-from protocol.peers import MAX_ANSWER, Answer, Ask, decode_ask, encode
+from protocol.peers import MAX_ANSWER, Answer, Ask, decode_ask, encode, read
 from protocol.topics import ANSWER, ASK, Cluster, is_edge
 from protocol.transport.base import Delivery, Transport
 
@@ -81,13 +80,8 @@ class Answerer:
         if not buckets.take(asker) or not self._all.take():
             self.counts["flood"] += 1
             return
-        try:
-            ask = decode_ask(delivery.payload)
-        except ProtocolError:
-            self.counts["malformed"] += 1
-            return
+        ask = read(decode_ask, delivery.payload, self.counts)
         if ask is None:
-            self.counts["version"] += 1
             return
         if is_edge(asker) and self._seen_before(ask.id):
             self.counts["duplicate"] += 1

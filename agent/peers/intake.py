@@ -10,10 +10,10 @@ from enum import StrEnum
 from typing import Protocol
 
 from agent.peers.trust import Trust
-from protocol.errors import ProtocolError, StoreError
+from protocol.errors import StoreError
 from protocol.limits import Buckets
 from protocol.memory import Entry, check_entry, signed_body, value_flaw
-from protocol.peers import decode_news
+from protocol.peers import decode_news, read
 from protocol.topics import Cluster
 from protocol.transport.base import Delivery
 
@@ -84,7 +84,7 @@ class Intake:
         clock: Callable[[], float],
         limits: IntakeLimits | None = None,
     ) -> None:
-        self.counts: Counter[Verdict] = Counter()
+        self.counts: Counter[str] = Counter()
         self._cluster = cluster
         self._me = me
         self._store = store
@@ -111,13 +111,8 @@ class Intake:
         if key is None:
             self._hold(delivery)
             return
-        try:
-            message = decode_news(delivery.payload)
-        except ProtocolError:
-            self.counts[Verdict.MALFORMED] += 1
-            return
+        message = read(decode_news, delivery.payload, self.counts)
         if message is None:
-            self.counts[Verdict.VERSION] += 1
             return
         sound = self.check(sender, message.entries, first_hand=key)
         if not sound:

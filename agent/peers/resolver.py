@@ -20,10 +20,9 @@ from agent.peers.intake import Intake
 from agent.peers.patience import RoundTrip, Worth
 from agent.peers.sharing import Sharing
 from agent.resolver import Reply, Ticket, Traffic
-from protocol.errors import ProtocolError
 from protocol.memory import Entry
 from protocol.panel import Panel
-from protocol.peers import Ask, decode_answer, encode
+from protocol.peers import Ask, decode_answer, encode, read
 from protocol.topics import ANSWER, ASK, EDGE, Cluster
 from protocol.transport.base import Delivery, Transport
 from protocol.transport.inbox import packet_bytes
@@ -222,13 +221,8 @@ class PeerResolver:
         if sender is None or delivery.retained:
             self.counts["malformed"] += 1
             return
-        try:
-            answer = decode_answer(delivery.payload)
-        except ProtocolError:
-            self.counts["malformed"] += 1
-            return
+        answer = read(decode_answer, delivery.payload, self.counts)
         if answer is None:
-            self.counts["version"] += 1
             return
         with self._lock:
             question = self._open.get(answer.id)

@@ -17,7 +17,7 @@ from protocol.resolve import Refused
 from server.cloud.config import ServeConfig
 from server.cloud.connection import Connection
 from server.cloud.keys import Key, Keys, keys_path
-from server.cloud.limits import Bucket
+from server.cloud.limits import Allowance
 from server.cloud.metrics import Metrics
 from server.cloud.upstream import Upstream
 
@@ -41,7 +41,7 @@ class Server:
         self._sessions: Counter[Key | None] = Counter()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._buckets: dict[Key | None, Bucket] = {}
+        self._allowances: dict[Key | None, Allowance] = {}
         self._draining = False
 
     def app(self) -> web.Application:
@@ -114,8 +114,8 @@ class Server:
             max_msg_size=self._limits.frame_bytes, compress=False, heartbeat=_PING_S, timeout=_RETRY_S
         )
         await socket.prepare(request)
-        bucket = self._buckets.setdefault(key, Bucket(self._limits.asks_per_second, self.clock))
-        connection = Connection(self, socket, key, bucket)
+        allowance = self._allowances.setdefault(key, Allowance(self._limits.asks_per_second, self.clock))
+        connection = Connection(self, socket, key, allowance)
         self._connections.add(connection)
         self.metrics.connections.set(len(self._connections))
         try:

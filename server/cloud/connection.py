@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from protocol.errors import ProtocolError, RequestError, SkerryError
 from protocol.resolve import Ask, Close, FromCloud, Hello, Open, Refused, decode_from_device, encode
 from server.cloud.keys import Key
-from server.cloud.limits import Bucket, RateLimited
+from server.cloud.limits import Allowance, RateLimited
 from server.cloud.metrics import Metrics
 from server.cloud.sessions import Session, refused
 from server.cloud.upstream import Upstream
@@ -40,11 +40,11 @@ class Host(Protocol):
 class Connection:
     """`key`: whose it is, None where none is needed."""
 
-    def __init__(self, host: Host, socket: web.WebSocketResponse, key: Key | None, bucket: Bucket) -> None:
+    def __init__(self, host: Host, socket: web.WebSocketResponse, key: Key | None, allowance: Allowance) -> None:
         self.key = key
         self._host = host
         self._socket = socket
-        self._bucket = bucket
+        self._allowance = allowance
         self._sessions: dict[int, Session] = {}
 
     async def run(self) -> None:
@@ -114,7 +114,7 @@ class Connection:
         number = request.session
         self._end(number)  # opened again: the device wants to begin anew
         try:
-            self._bucket.take()
+            self._allowance.take()
             _check(request)
         except RateLimited as error:
             await self.send(Refused(number, -1, "rate_limited", str(error), error.retry_after))
@@ -142,7 +142,7 @@ class Connection:
             return
         limited = None
         try:
-            self._bucket.take()
+            self._allowance.take()
         except RateLimited as error:
             limited = error
         try:

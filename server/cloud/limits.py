@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protocol.errors import SkerryError
+from protocol.limits import Bucket
 
 
 class RateLimited(SkerryError):
@@ -15,22 +16,13 @@ class RateLimited(SkerryError):
         self.retry_after = retry_after
 
 
-class Bucket:
-    """A token bucket of one second's worth. `rate` per second, 0: no limit; `clock` in seconds."""
+class Allowance:
+    """One second's worth at once. `rate` per second, 0: no limit; `clock` in seconds."""
 
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
-        self._rate = rate
-        self._clock = clock
-        self._left = max(1.0, rate)
-        self._at = clock()
+        self._bucket = Bucket(rate, max(1.0, rate), clock) if rate > 0.0 else None
 
     def take(self) -> None:
         """Raises RateLimited."""
-        if self._rate <= 0.0:
-            return
-        now = self._clock()
-        self._left = min(max(1.0, self._rate), self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < 1.0:
-            raise RateLimited((1.0 - self._left) / self._rate)
-        self._left -= 1.0
+        if self._bucket is not None and not self._bucket.take():
+            raise RateLimited(self._bucket.seconds_until(1.0))

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from protocol.errors import ProtocolError
 from protocol.limits import Bucket, Buckets
 from protocol.memory import Entry, check_entry
 from protocol.panel import Panel
-from protocol.peers import MAX_ANSWER, MAX_VISITED, Answer, Ask, decode_answer, decode_ask, encode
+from protocol.peers import MAX_ANSWER, MAX_VISITED, Answer, Ask, decode_answer, decode_ask, encode, read
 from protocol.presence import Roster
 from protocol.topics import ANSWER, ASK, EDGE, Cluster, is_edge
 from protocol.transport.base import Delivery, Transport
@@ -121,26 +120,16 @@ class Bridge:
         if not buckets.take(asker) or not self._all.take():
             self.counts["flood"] += 1
             return None
-        try:
-            ask = decode_ask(delivery.payload)
-        except ProtocolError:
-            self.counts["malformed"] += 1
-            return None
+        ask = read(decode_ask, delivery.payload, self.counts)
         if ask is None:
-            self.counts["version"] += 1
             return None
         return msgspec.structs.replace(ask, hops=min(ask.hops, self._limits.hops))
 
     def answered(self, cluster: str, delivery: Delivery) -> None:
         """An answer to the edge, heard in `cluster`: from a device in its own, from the edge in another one."""
         sender = self._clusters[cluster].sender(delivery.topic)
-        try:
-            answer = decode_answer(delivery.payload)
-        except ProtocolError:
-            self.counts["malformed"] += 1
-            return
+        answer = read(decode_answer, delivery.payload, self.counts)
         if answer is None:
-            self.counts["version"] += 1
             return
         with self._lock:
             pending = self._open.get(answer.id)

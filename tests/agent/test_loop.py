@@ -32,17 +32,6 @@ def engine(smollm2: Path) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def prompt(engine: Engine) -> list[int]:
-    return engine.tokenizer.encode("The three largest cities of Italy are", start=True)
-
-
-@pytest.fixture(scope="module")
-def word(engine: Engine) -> int:
-    """A token that the model does not write by itself in these tests."""
-    return engine.tokenizer.encode(" banana")[0]
-
-
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

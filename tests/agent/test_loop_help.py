@@ -70,16 +70,6 @@ def engine(smollm2: Path) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def prompt(engine: Engine) -> list[int]:
-    return engine.tokenizer.encode("The three largest cities of Italy are", start=True)
-
-
-@pytest.fixture(scope="module")
-def word(engine: Engine) -> int:
-    return engine.tokenizer.encode(" banana")[0]
-
-
 def run(engine: Engine, conversation: Remembering, prompt: list[int], clock: Clock, **options: object) -> Run:
     plan = Plan(**({"sampling": Sampling(), "max_tokens": LENGTH, "policy": ALWAYS} | options))  # type: ignore[arg-type]
 

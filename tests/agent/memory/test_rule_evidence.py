@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -163,3 +164,24 @@ def test_absurd_labels_are_refused() -> None:
 def test_the_bound_is_wilsons() -> None:
     rates, n = np.array([0.0, 0.1, 0.5]), np.array([24, 100, 10])
     assert upper_bounds(rates, n, 1.6449) == pytest.approx([0.1013, 0.1606, 0.7307], abs=5e-4)
+
+
+def test_metrics_read_the_rate_while_answers_are_being_learned_from() -> None:
+    evidence, done, failed = Evidence(), threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                _ = evidence.wrong_reuse_rate
+                evidence.to_bytes()
+            except RuntimeError as error:
+                failed.append(error)
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(3000):
+        evidence.note(0.9, memory_right=number % 3 > 0, draft_right=False, agree=True, propensity=0.5)
+    done.set()
+    reader.join()
+    assert not failed
