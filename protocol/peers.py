@@ -33,6 +33,7 @@ MAX_VISITED = 16  # clusters
 MAX_DEVICES = 512  # in a directory
 
 M = TypeVar("M", bound="_Message")
+T = TypeVar("T")
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="version", tag=VERSION):
@@ -173,7 +174,7 @@ _head = msgspec.msgpack.Decoder(_Head).decode
 _json_head = msgspec.json.Decoder(_JsonHead).decode
 
 
-def read(decode: Callable[[bytes], M | None], payload: bytes, counts: Counter[str]) -> M | None:
+def read(decode: Callable[[bytes], T | None], payload: bytes, counts: Counter[str]) -> T | None:
     """The message; None if it is malformed or of a newer version, which is counted as `malformed` or `version`."""
     try:
         message = decode(payload)

@@ -2,7 +2,8 @@
 
 `skerry/1/<fleet>/<cluster>/<device>/...`: a device publishes under its own level and nowhere else, so one broker rule
 (`pattern write skerry/1/+/+/%u/#`) makes the level a proof of who sent a message. The device names `edge` and
-`edge.<cluster>` belong to edge services: `edge` to the cluster's own, `edge.B` to cluster B's where it asks here.
+`edge.<cluster>` belong to edge services: `edge` to the cluster's own, `edge.B` to cluster B's where it asks here; the
+name `coordinator` belongs to the fleet's coordinator.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from protocol.errors import ConfigError
 
 ROOT = "skerry/1"
 EDGE = "edge"
+COORDINATOR = "coordinator"
 LEVEL = r"^[A-Za-z0-9_.-]{1,64}$"
 
 _LEVEL = re.compile(LEVEL)
@@ -95,7 +97,74 @@ DIRECTORY = Topic(
     meaning="The devices here and within reach: keys, spaces, distance.",
 )
 
-TABLE = (STATUS, NEWS, ASK, ANSWER, DIRECTORY)
+CALL = Topic(
+    suffix="round",
+    sender="edge",
+    receiver="devices of the cluster",
+    message="Call",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=4 << 10,
+    meaning="A round began: every device sends its update, once.",
+)
+UPDATE = Topic(
+    suffix="round/update",
+    sender="device",
+    receiver="the edge",
+    message="Update",
+    encoding="JSON",
+    qos=1,
+    retained=False,
+    limit=4 << 10,
+    meaning="What the device learned by itself: a threshold and counts.",
+)
+SECURE = Topic(
+    suffix="round/secure/{other}",
+    sender="device or edge",
+    receiver="the edge, or device `<other>`",
+    message="Secure",
+    encoding="JSON",
+    qos=1,
+    retained=False,
+    limit=64 << 10,
+    meaning="The steps of a round whose edge learns the sum alone.",
+)
+AGREED = Topic(
+    suffix="policy",
+    sender="edge",
+    receiver="devices of the cluster",
+    message="Agreed",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=64 << 10,
+    meaning="What the cluster and the fleet have learned about when to ask.",
+)
+REPORT = Topic(
+    suffix="report",
+    sender="edge",
+    receiver="the coordinator",
+    message="Report",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=256 << 10,
+    meaning="The cluster's aggregates, for those of the fleet.",
+)
+OVERALL = Topic(
+    suffix="overall",
+    sender="coordinator",
+    receiver="edge of the cluster",
+    message="Overall",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=64 << 10,
+    meaning="What all clusters of the fleet have learned together.",
+)
+
+TABLE = (STATUS, NEWS, ASK, ANSWER, DIRECTORY, CALL, UPDATE, SECURE, AGREED, REPORT, OVERALL)
 
 
 def level(name: str, what: str) -> str:
@@ -115,8 +184,8 @@ def is_edge(device: str) -> bool:
 
 def device_name(name: str) -> str:
     """`name`, if a device may be called that. Raises ConfigError."""
-    if is_edge(level(name, "the device name")):
-        raise ConfigError(f"the device name {name!r} is reserved for the edge service: choose another one")
+    if is_edge(level(name, "the device name")) or name == COORDINATOR:
+        raise ConfigError(f"the device name {name!r} is reserved for the services: choose another one")
     return name
 
 

@@ -67,9 +67,9 @@ def test_what_cannot_be_a_level_is_refused(name: str) -> None:
         Cluster("home", name)
 
 
-@pytest.mark.parametrize("name", ["edge", "edge.B"])
-def test_the_edges_names_are_not_for_devices(name: str) -> None:
-    assert is_edge(name)
+@pytest.mark.parametrize("name", ["edge", "edge.B", "coordinator"])
+def test_the_services_names_are_not_for_devices(name: str) -> None:
+    assert is_edge(name) or name == "coordinator"
     with pytest.raises(ConfigError, match="reserved"):
         device_name(name)
 
@@ -80,5 +80,6 @@ def test_names_that_only_look_like_the_edges_are_allowed() -> None:
 
 
 def test_only_what_would_be_wrong_later_is_not_retained() -> None:
-    assert {kind.message for kind in TABLE if kind.retained} == {"Status", "Directory"}
+    states = {"Status", "Directory", "Call", "Agreed", "Report", "Overall"}
+    assert {kind.message for kind in TABLE if kind.retained} == states
     assert {kind.message for kind in TABLE if kind.qos == 0} == {"Ask", "Answer"}
