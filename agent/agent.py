@@ -137,6 +137,8 @@ class Writing:
         return self._loop.run(place.align(self.job.prompt))
 
     def _emit(self, token: Token) -> bool:
+        if self._conversation is not None and not (self._conversation.alone or self._request.private):
+            self._agent.note(token, len(self._tokens))
         self._tokens.append(token)
         self._times.append(time.monotonic())
         raw = self._agent.engine.tokenizer.piece(token.id)
@@ -187,7 +189,8 @@ class Writing:
 
 class Agent:
     """Owns the engine's thread. `resolver` None: the device writes alone. `inward`, for private requests, is a resolver
-    that has no way out of the device."""
+    that has no way out of the device. `note` is told of each settled token that others might have been asked for,
+    and of its position in the answer."""
 
     def __init__(
         self,
@@ -196,11 +199,13 @@ class Agent:
         resolver: Resolver | None = None,
         queue: int = 16,
         inward: Resolver | None = None,
+        note: Callable[[Token, int], None] = lambda token, position: None,
     ) -> None:
         self.engine = engine
         self.options = options
         self.resolver = resolver
         self.inward = inward
+        self.note = note
         self.agreement = Agreement()
         self.softmax = Softmax(engine.info.vocab)
         self.scheduler = Scheduler(engine, time.monotonic, queue)

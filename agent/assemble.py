@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from agent.agent import Agent, Options
 from agent.breaker import Breaker
 from agent.chain import Chain
 from agent.cloud import CloudOptions, CloudResolver
-from agent.config import AgentConfig, device_folder
+from agent.config import AgentConfig, device_folder, goal
 from agent.device import Device
+from agent.learn.federation import Federation, RoundOptions
+from agent.learn.learner import Learner
+from agent.learn.ledger import Ledger
+from agent.learn.secure import Participant
+from agent.learn.secure_link import SecureLink
 from agent.link.identity import Identity, identity
+from agent.loop import Token
 from agent.memory.keeper import Keeper, recall_evidence
 from agent.memory.key import KEY_BYTES, KeyMaker, space_of
 from agent.memory.memory import EntryMemory
@@ -23,7 +31,7 @@ from agent.peers.network import Network
 from agent.peers.resolver import AskOptions
 from agent.peers.sharing import Sharing
 from agent.peers.trust import Trust
-from agent.policy import FixedThreshold
+from agent.policy import ThresholdPolicy
 from models.engine.gguf import GgufEngine
 from protocol.errors import ConfigError
 from protocol.memory import SPACE_BYTES, Entry
@@ -59,8 +67,9 @@ def assemble(config: AgentConfig, model: Path, tell: Callable[[str], None] = log
 
 
 def _assemble(config: AgentConfig, engine: GgufEngine, tell: Callable[[str], None]) -> Device:
+    policy = ThresholdPolicy(config.policy.threshold, config.policy.audit)
     options = Options(
-        policy=FixedThreshold(config.policy.threshold, config.policy.audit),
+        policy=policy,
         measure=config.policy.measure,
         mode=config.cloud.mode,
         weight=config.cloud.weight,
@@ -68,19 +77,55 @@ def _assemble(config: AgentConfig, engine: GgufEngine, tell: Callable[[str], Non
         in_flight=config.cloud.in_flight,
     )
     cloud = _cloud(config, engine) if config.cloud.url else None
-    if not config.memory.enabled:
-        return Device(Agent(engine, options, cloud, config.api.queue), cloud)
     folder = device_folder(config)
-    who = identity(folder / "device.key")
-    keeper = _keeper(config, engine, folder, who, tell)
-    try:
+    with ExitStack() as opened:
+        learner = None
+        if config.policy.learn:
+            learner = _learner(config, engine, folder, policy)
+            opened.callback(learner.close)
+        note = learner.note if learner is not None else _forget
+        if not config.memory.enabled:
+            agent = Agent(engine, options, cloud, config.api.queue, note=note)
+            opened.pop_all()
+            return Device(agent, cloud, learner=learner)
+        who = identity(folder / "device.key")
+        keeper = _keeper(config, engine, folder, who, tell)
+        opened.callback(keeper.close)
         network = _network(config, engine, keeper, folder, who) if config.peers.broker else None
-    except BaseException:
-        keeper.close()
-        raise
-    peers = network.resolver if network is not None and config.peers.ask else None
-    agent = Agent(engine, options, Chain(keeper, peers, cloud), config.api.queue, inward=Chain(keeper))
-    return Device(agent, cloud, keeper, network)
+        federation = None
+        if network is not None and learner is not None and config.rounds.enabled:
+            federation = _federation(config, network, learner, who)
+        peers = network.resolver if network is not None and config.peers.ask else None
+        agent = Agent(engine, options, Chain(keeper, peers, cloud), config.api.queue, inward=Chain(keeper), note=note)
+        opened.pop_all()
+        return Device(agent, cloud, keeper, network, learner, federation)
+
+
+def _forget(token: Token, position: int) -> None:
+    """For a device that does not learn."""
+
+
+def _learner(config: AgentConfig, engine: GgufEngine, folder: Path, policy: ThresholdPolicy) -> Learner:
+    ledger = Ledger(folder / "ledger.db")
+    return Learner(ledger, policy, goal(config.policy), config.policy.measure, engine.info.fingerprint)
+
+
+def _federation(config: AgentConfig, network: Network, learner: Learner, who: Identity) -> Federation:
+    given, draw = config.rounds, random.SystemRandom()
+    cluster = Cluster(config.device.fleet, config.device.cluster)
+    participant = Participant(cluster, network.me, who, network.around.key_of, os.urandom)
+    options = RoundOptions(given.secure, given.clip, given.noise, given.epsilon, given.delta)
+    return Federation(
+        cluster,
+        network.me,
+        network.transport,
+        learner,
+        options,
+        SecureLink(cluster, network.me, network.transport, participant, time.monotonic),
+        time.monotonic,
+        draw.random,
+        lambda: draw.gauss(0.0, 1.0),
+    )
 
 
 def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:

@@ -9,6 +9,7 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
+from agent.learn.goals import Bound, Fixed, Goal, Price, Share
 from agent.uncertainty import Measure
 from protocol.resolve import Mode
 
@@ -32,10 +33,44 @@ class Model(msgspec.Struct, frozen=True):
 
 class Policy(msgspec.Struct, frozen=True):
     measure: Annotated[Measure, Meta(description="how uncertainty is measured")] = "entropy"
-    threshold: Annotated[float, Meta(ge=0.0, le=1.0, description="ask for help when u is above it")] = 0.25
+    threshold: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="ask for help when u is above it; learning starts from here")
+    ] = 0.25
+    goal: Annotated[
+        Literal["price", "share", "bound", "fixed"],
+        Meta(description="what the threshold is learned for; fixed: it stays as it is"),
+    ] = "price"
+    price: Annotated[
+        float,
+        Meta(gt=0.0, lt=1.0, description="goal price: ask when the LLM would reject the draft at least so probably"),
+    ] = 0.3
+    share: Annotated[float, Meta(gt=0.0, lt=1.0, description="goal share: of the tokens that the cloud is asked")] = 0.1
+    bound: Annotated[
+        float,
+        Meta(gt=0.0, lt=1.0, description="goal bound: most of the tokens that are kept and that the LLM would change"),
+    ] = 0.05
+    confidence: Annotated[
+        float, Meta(ge=0.5, lt=1.0, description="goal bound: the probability with which it holds")
+    ] = 0.95
     audit: Annotated[
-        float, Meta(ge=0.0, le=1.0, description="share of the other tokens that is asked all the same, at random")
+        float, Meta(ge=0.0, le=1.0, description="share of the other tokens that is asked all the same, to learn from")
+    ] = 0.01
+    learn: Annotated[bool, Meta(description="keep a ledger of what was asked (no text) and learn from it")] = True
+
+
+class Rounds(msgspec.Struct, frozen=True):
+    enabled: Annotated[bool, Meta(description="send the learned threshold to the edge when it calls a round")] = True
+    secure: Annotated[bool, Meta(description="take part only in rounds whose edge learns the sum alone")] = False
+    clip: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="with noise: most by which the sent threshold differs from the agreed")
+    ] = 0.1
+    noise: Annotated[
+        float, Meta(ge=0.0, le=1000.0, description="standard deviation of the noise that is added, times clip; 0: none")
     ] = 0.0
+    epsilon: Annotated[
+        float, Meta(ge=0.0, description="with noise: stop taking part when so much privacy is spent; 0: never")
+    ] = 0.0
+    delta: Annotated[float, Meta(gt=0.0, lt=0.1, description="the delta that epsilon is counted at")] = 1e-5
 
 
 class Cloud(msgspec.Struct, frozen=True):
@@ -120,8 +155,22 @@ class AgentConfig(msgspec.Struct, frozen=True):
     device: Device = Device()
     memory: Memory = Memory()
     peers: Peers = Peers()
+    rounds: Rounds = Rounds()
     api: Api = Api()
     log: Log = Log()
+
+
+def goal(policy: Policy) -> Goal:
+    """What is configured, as learning takes it."""
+    match policy.goal:
+        case "price":
+            return Price(policy.price)
+        case "share":
+            return Share(policy.share)
+        case "bound":
+            return Bound(policy.bound, policy.confidence)
+        case "fixed":
+            return Fixed(policy.threshold)
 
 
 def device_folder(config: AgentConfig) -> Path:

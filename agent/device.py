@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 from agent.agent import Agent
 from agent.cloud import CloudResolver
+from agent.learn.federation import Federation
+from agent.learn.learner import Learner
 from agent.memory.keeper import Keeper
 from agent.peers.network import Network
 
 log = logging.getLogger(__name__)
 
 _SAVE_SECONDS = 30.0  # what was learned about when to reuse is written down this often
+_LEARN_SECONDS = 10.0  # the threshold follows the ledger this often
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Device:
     cloud: CloudResolver | None = None
     keeper: Keeper | None = None
     network: Network | None = None
+    learner: Learner | None = None
+    federation: Federation | None = None
 
     @asynccontextmanager
     async def linked(self) -> AsyncIterator[None]:
@@ -35,6 +40,10 @@ class Device:
             tasks.append(asyncio.create_task(_survive("the link to the cloud", self.cloud.run)))
         if self.keeper is not None:
             tasks.append(asyncio.create_task(_survive("saving", self._save_now_and_then)))
+        if self.learner is not None:
+            tasks.append(asyncio.create_task(_survive("learning", self._learn_now_and_then)))
+        if self.federation is not None:
+            self.federation.start()
         if self.network is not None:
             self.network.start()
         try:
@@ -45,6 +54,8 @@ class Device:
             await asyncio.gather(*tasks, return_exceptions=True)
             if self.network is not None:
                 await asyncio.to_thread(self.network.close)
+            if self.federation is not None:
+                await asyncio.to_thread(self.federation.close)
 
     async def _save_now_and_then(self) -> None:
         assert self.keeper is not None
@@ -52,11 +63,19 @@ class Device:
             await asyncio.sleep(_SAVE_SECONDS)
             await asyncio.to_thread(self.keeper.save)
 
+    async def _learn_now_and_then(self) -> None:
+        assert self.learner is not None
+        while True:
+            await asyncio.sleep(_LEARN_SECONDS)
+            await asyncio.to_thread(self.learner.refresh)
+
     def close(self) -> None:
         """Frees the model and closes what is kept on disk. Idempotent."""
         self.agent.close()
         if self.keeper is not None:
             self.keeper.close()
+        if self.learner is not None:
+            self.learner.close()
 
 
 async def _survive(what: str, run: Callable[[], Awaitable[None]]) -> None:

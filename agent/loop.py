@@ -47,9 +47,9 @@ _RECENT = 8  # tokens that a question carries; the longest tail of a memory entr
 @dataclass(slots=True, eq=False)
 class Token:
     """One token of the answer. `provenance` None: not settled yet. `p`: its probability according to whoever produced
-    it. `origin`: the other device that learned it, if one did. `beta`: rejection probability, where the LLM's opinion
-    of the draft is known. `wait`: seconds that the loop stood still for it; `reply_seconds`: from the question to its
-    reply."""
+    it; `p_draft`: the draft's, according to the SLM. `origin`: the other device that learned it, if one did. `beta`:
+    rejection probability, where the LLM's opinion of the draft is known. `wait`: seconds that the loop stood still for
+    it; `reply_seconds`: from the question to its reply."""
 
     id: int
     u: float
@@ -58,6 +58,7 @@ class Token:
     why: Why = Why.KEEP
     propensity: float = 1.0
     draft: int = -1
+    p_draft: float = 0.0
     origin: str = ""
     beta: float | None = None
     wait: float = 0.0
@@ -147,7 +148,8 @@ class TokenLoop:
         x = shape(step.logits, plan.sampling, self._ids, belief.likeliest)
         draft = x.draw_at(plan.sampling.seed, position)
         u = belief.uncertainty(plan.measure, draft, plan.sampling.seed, position)
-        token = Token(draft, u, belief.p(draft), draft=draft)
+        p = belief.p(draft)
+        token = Token(draft, u, p, draft=draft, p_draft=p)
         if plan.top:
             log_p = belief.log_all()
             token.top = [(int(id), float(log_p[id])) for id in top_ids(log_p, plan.top)]
@@ -295,7 +297,7 @@ class TokenLoop:
             position,
         )
         if reply.y_draft >= 0.0:
-            token.beta = max(0.0, 1.0 - reply.y_draft / max(token.p, 1e-9))
+            token.beta = max(0.0, 1.0 - reply.y_draft / max(token.p_draft, 1e-9))
         known = np.flatnonzero(reply.y_ids == token.id)
         if len(known):
             token.p = float(reply.y_p[known[0]])

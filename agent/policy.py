@@ -1,4 +1,4 @@
-"""Keep, escalate or audit: the decision at each step, behind an interface that learning can take over."""
+"""Keep, escalate or audit: the decision at each step."""
 
 from __future__ import annotations
 
@@ -34,12 +34,18 @@ class Policy(ABC):
     def decide(self, u: float, seed: int, position: int) -> Decision: ...
 
 
-class FixedThreshold(Policy):
-    """Escalates when u > threshold, and always at threshold 0; audits a share of the other steps, chosen at random."""
+class ThresholdPolicy(Policy):
+    """Escalates when u > threshold, and always at threshold 0; audits a share of the other steps, chosen at random.
+    Whoever learns (agent/learn/learner.py) sets `threshold`."""
 
     def __init__(self, threshold: float, audit: float = 0.0) -> None:
         self.threshold = threshold
         self.audit = audit
+
+    @property
+    def least_propensity(self) -> float:
+        """With which any step is sent, however sure the SLM is."""
+        return 1.0 if self.threshold <= 0.0 else self.audit
 
     def decide(self, u: float, seed: int, position: int) -> Decision:
         if u > self.threshold or self.threshold <= 0.0:

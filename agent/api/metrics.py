@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 from agent.agent import Account, Event, Piece
 from agent.api.answer import is_token
 from agent.device import Device
+from agent.learn.federation import EVENTS, Federation
+from agent.learn.learner import Learner
 from agent.memory.keeper import Keeper
 from agent.peers.network import Network
 
@@ -35,6 +37,11 @@ class _State(Collector):
             yield from _memory(device.keeper)
         if device.network is not None:
             yield from _peers(device.network)
+        yield _gauge("policy_threshold", "Help is asked for when u is above it.", device.agent.options.policy.threshold)
+        if device.learner is not None:
+            yield from _learning(device.learner)
+        if device.federation is not None:
+            yield from _rounds(device.federation)
 
 
 def _agent(device: Device) -> Iterator[Metric]:
@@ -75,6 +82,25 @@ def _memory(keeper: Keeper) -> Iterator[Metric]:
     for kind, count in {**asdict(stats.counts), "write_errors": stats.write_errors}.items():
         changes.add_metric([kind], count)
     yield changes
+
+
+def _learning(learner: Learner) -> Iterator[Metric]:
+    own, ledger = learner.own, learner.ledger
+    yield _gauge(
+        "policy_own_threshold", "The threshold that the device would have by its own data alone.", own.threshold
+    )
+    yield _gauge("policy_evidence", "Escalations and audits that this rests on, those near it.", own.evidence)
+    yield _counter("ledger_errors", "Times that the disk refused the ledger.", ledger.errors)
+    yield _counter("ledger_refused", "Steps that made no sense and were not noted.", ledger.refused)
+
+
+def _rounds(federation: Federation) -> Iterator[Metric]:
+    yield _gauge("round_answered", "The last round that the device took part in.", federation.answered)
+    yield _gauge("policy_number", "Number of what the cluster agreed on last.", federation.number)
+    events = CounterMetricFamily("skerry_round_events", "What happened in rounds, by kind.", labels=["kind"])
+    for kind in EVENTS:
+        events.add_metric([kind], federation.counts[kind])
+    yield events
 
 
 def _peers(network: Network) -> Iterator[Metric]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.agent import Account, Agent, Event, Options, Piece, Request
-from agent.policy import Decision, FixedThreshold, Policy
+from agent.policy import Decision, ThresholdPolicy, Policy
 from agent.resolver import Conversation
 from models.engine.base import Engine, Step
 from models.engine.gguf import GgufEngine
@@ -42,7 +42,7 @@ def build(engine: Engine) -> Iterator[Build]:
     agents: list[Agent] = []
 
     def make(policy: Policy | None = None, **options: object) -> Agent:
-        agents.append(Agent(engine, Options(policy or FixedThreshold(1.0)), **options))  # type: ignore[arg-type]
+        agents.append(Agent(engine, Options(policy or ThresholdPolicy(1.0)), **options))  # type: ignore[arg-type]
         return agents[-1]
 
     yield make
@@ -296,7 +296,7 @@ class Broken(Policy):
     def decide(self, u: float, seed: int, position: int) -> Decision:
         if seed == 13 and position == 3:
             raise ZeroDivisionError("broken")
-        return FixedThreshold(1.0).decide(u, seed, position)
+        return ThresholdPolicy(1.0).decide(u, seed, position)
 
 
 class TestFailures:
@@ -334,7 +334,7 @@ class TestFailures:
 class TestResolver:
     def test_helps_where_the_policy_says_so(self, build: Build) -> None:
         resolver = ScriptedResolver(lambda question: says(question.draft))
-        agent = build(FixedThreshold(-1.0), resolver=resolver)
+        agent = build(ThresholdPolicy(-1.0), resolver=resolver)
         account = answer(agent, PROMPTS[0]).account()
         assert account.counts == {"local": 0, "memory": 0, "peer": 0, "cloud": 12, "fallback": 0}
         assert account.asked == 12
@@ -342,13 +342,13 @@ class TestResolver:
 
     def test_never_learns_what_is_private(self, build: Build) -> None:
         resolver = ScriptedResolver(lambda question: says(question.draft))
-        agent = build(FixedThreshold(-1.0), resolver=resolver)
+        agent = build(ThresholdPolicy(-1.0), resolver=resolver)
         account = answer(agent, PROMPTS[0], private=True).account()
         assert resolver.opened == []
         assert account.counts["local"] == 12
 
     def test_that_fails_costs_nothing_but_provenance(self, build: Build) -> None:
-        agent = build(FixedThreshold(-1.0), resolver=ScriptedResolver(lambda question: None))
+        agent = build(ThresholdPolicy(-1.0), resolver=ScriptedResolver(lambda question: None))
         helped, alone = (answer(agent, PROMPTS[0], private=private) for private in (False, True))
         assert helped.text == alone.text
         assert helped.account().counts["fallback"] == 12
@@ -356,7 +356,7 @@ class TestResolver:
     @pytest.mark.parametrize("mode", ["verify", "fuse", "take"])
     def test_works_in_the_mode_that_is_asked_for(self, build: Build, mode: Mode) -> None:
         resolver = ScriptedResolver(lambda question: says(question.draft, {question.draft: 0.9}, 0.9))
-        agent = build(FixedThreshold(-1.0), resolver=resolver)
+        agent = build(ThresholdPolicy(-1.0), resolver=resolver)
         account = answer(agent, PROMPTS[0], mode=mode).account()
         assert (account.mode, account.counts["cloud"]) == (mode, 12)
 
@@ -365,7 +365,7 @@ class TestEngineFailure:
     """An engine that raises what nobody expected."""
 
     def test_fails_the_answer_and_serves_the_next(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        agent = Agent(engine, Options(FixedThreshold(1.0)))
+        agent = Agent(engine, Options(ThresholdPolicy(1.0)))
         request = Request("The capital of France", max_tokens=2)
 
         async def ask() -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from agent.agreement import Agreement
 from agent.loop import Plan
-from agent.policy import FixedThreshold, Why
+from agent.policy import ThresholdPolicy, Why
 from agent.resolver import Question, Reply
 from models.chat import render
 from models.engine.base import Engine
@@ -19,8 +19,8 @@ from models.engine.gguf import GgufEngine
 from protocol.resolve import Message, Sampling
 from tests.agent.scripted import Clock, Opinion, Run, Scripted, done, says
 
-ALWAYS, NEVER = FixedThreshold(-1.0), FixedThreshold(1.0)
-SOMETIMES = FixedThreshold(0.2)
+ALWAYS, NEVER = ThresholdPolicy(-1.0), ThresholdPolicy(1.0)
+SOMETIMES = ThresholdPolicy(0.2)
 WARM = Sampling(temperature=1.0, top_k=0, seed=7)
 LENGTH = 15
 
@@ -37,7 +37,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def plan(policy: FixedThreshold = ALWAYS, sampling: Sampling = Sampling(), **options: object) -> Plan:  # noqa: B008
+def plan(policy: ThresholdPolicy = ALWAYS, sampling: Sampling = Sampling(), **options: object) -> Plan:  # noqa: B008
     return Plan(**({"sampling": sampling, "max_tokens": LENGTH, "policy": policy} | options))  # type: ignore[arg-type]
 
 
@@ -458,7 +458,7 @@ class TestBurst:
     ) -> None:
         wanted = alone()
         # The LLM would go on with these; the SLM is sure of each token, so its own are taken and nothing more is.
-        sure = FixedThreshold(max(t.u for t in Run(engine, plan(), None, clock)(prompt).emitted[1:]))
+        sure = ThresholdPolicy(max(t.u for t in Run(engine, plan(), None, clock)(prompt).emitted[1:]))
         opinion, world = self.with_burst([word] * 10, at=0)
         run = Run(engine, plan(sure), Scripted(opinion, clock), clock, world)(prompt)
         assert run.ids == wanted

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agent.loop import Plan
-from agent.policy import FixedThreshold, Why
+from agent.policy import ThresholdPolicy, Why
 from agent.resolver import Provenance, Question, Reply, Ticket
 from models.engine.base import Engine
 from models.engine.gguf import GgufEngine
@@ -19,7 +19,7 @@ from protocol.resolve import Sampling
 from tests.agent.scripted import Clock, Opinion, Run, Scripted, says
 
 LENGTH = 12
-ALWAYS = FixedThreshold(-1.0)
+ALWAYS = ThresholdPolicy(-1.0)
 
 
 class Remembering(Scripted):
@@ -180,6 +180,6 @@ def test_a_question_tells_what_the_model_had_before_it(engine: Engine, prompt: l
 def test_an_audit_says_so(engine: Engine, prompt: list[int]) -> None:
     clock = Clock()
     conversation = Remembering(opinion=lambda question: says(question.draft), clock=clock, prompt=True)
-    done = run(engine, conversation, prompt, clock, policy=FixedThreshold(1.0, audit=1.0))
+    done = run(engine, conversation, prompt, clock, policy=ThresholdPolicy(1.0, audit=1.0))
     assert {token.why for token in done.emitted} == {Why.AUDIT}
     assert all(question.audit for question in conversation.questions)

@@ -14,7 +14,7 @@ import pytest
 from agent.agent import Account, Agent, Options, Piece, Request
 from agent.breaker import Breaker
 from agent.cloud import CloudOptions, CloudResolver
-from agent.policy import FixedThreshold
+from agent.policy import ThresholdPolicy
 from models.engine.gguf import GgufEngine
 from server.cloud.config import Limits, Listen, ServeConfig
 
@@ -54,7 +54,7 @@ async def linked(
     link = asyncio.create_task(resolver.run())
     if wait:
         assert await resolver.connected(20.0), resolver.state
-    agent = Agent(engine, Options(FixedThreshold(threshold), **settings), resolver)
+    agent = Agent(engine, Options(ThresholdPolicy(threshold), **settings), resolver)
     try:
         yield agent, resolver
     finally:

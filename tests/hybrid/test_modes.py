@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import chisquare
 
 from agent.agent import Agent, Options, Request
-from agent.policy import FixedThreshold
+from agent.policy import ThresholdPolicy
 from agent.resolver import Provenance
 from models.chat import render
 from models.engine.gguf import GgufEngine
@@ -88,7 +88,7 @@ def test_fuse_with_weight_one_equals_the_slm_alone(weak: GgufEngine, cloud_file:
         async with hybrid(weak, cloud_file, 0.1, mode="fuse", weight=1.0) as agent:
             fused, account = await answer(agent, request)
             assert account.counts["cloud"] > 0
-        agent = Agent(weak, Options(FixedThreshold(1.0)))
+        agent = Agent(weak, Options(ThresholdPolicy(1.0)))
         slm, _ = await answer(agent, request)
         agent.scheduler.close()
         return [p.token.id for p in fused], [p.token.id for p in slm]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.agent import Account, Agent, Options, Piece, Request
-from agent.policy import FixedThreshold
+from agent.policy import ThresholdPolicy
 from agent.resolver import Provenance
 from models.engine.gguf import GgufEngine
 from protocol.resolve import Message
@@ -26,7 +26,7 @@ SECRET = "the password of the lighthouse is barnacle-4711"
 @pytest.fixture(scope="module")
 def slm_alone(weak: GgufEngine) -> list[int]:
     async def run() -> list[int]:
-        agent = Agent(weak, Options(FixedThreshold(1.0)))
+        agent = Agent(weak, Options(ThresholdPolicy(1.0)))
         pieces, _ = await answer(agent, REQUEST)
         agent.scheduler.close()
         return [piece.token.id for piece in pieces]

@@ -23,7 +23,7 @@ import numpy as np
 
 from agent.agent import Account, Agent, Options, Piece, Request
 from agent.agent import Event as AgentEvent
-from agent.policy import FixedThreshold
+from agent.policy import ThresholdPolicy
 from agent.uncertainty import Softmax
 from models.engine.gguf import GgufEngine
 from models.engine.threads import physical_cores
@@ -37,7 +37,7 @@ _GREEDY = Sampling()
 _SAMPLINGS = {"greedy": _GREEDY, "sampled": Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)}
 _KV = llama.GGML_TYPE_Q8_0  # the agent's default, in every arm
 _FEW = 3  # rounds of the arms that are far apart
-_NEVER = FixedThreshold(1.0)
+_NEVER = ThresholdPolicy(1.0)
 
 Arm = Callable[[], float]
 

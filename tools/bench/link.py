@@ -23,7 +23,7 @@ import numpy as np
 from agent.agent import Account, Agent, Options, Piece, Request
 from agent.breaker import Breaker
 from agent.cloud import CloudOptions, CloudResolver
-from agent.policy import FixedThreshold
+from agent.policy import ThresholdPolicy
 from agent.resolver import Provenance
 from models.engine.gguf import GgufEngine
 from models.engine.threads import physical_cores
@@ -125,7 +125,7 @@ def _result(runs: dict[str, Run], step: float, threshold: float, rtt_ms: float, 
 
 async def _calibrate(engine: GgufEngine, escalate: float, tokens: int) -> tuple[float, float]:
     """The threshold above which a share `escalate` of the SLM's own tokens lies, and the seconds of one step."""
-    agent = Agent(engine, Options(FixedThreshold(1.0)))
+    agent = Agent(engine, Options(ThresholdPolicy(1.0)))
     scores, seconds, steps = [], 0.0, 0
     for question in QUESTIONS:
         pieces, account = await _answer(agent, question, tokens)
@@ -170,7 +170,7 @@ async def _agent(engine: GgufEngine, port: int, threshold: float, ahead: int, bu
     link = asyncio.create_task(resolver.run())
     if not await resolver.connected(10.0):
         raise LinkError(f"the cloud cannot be reached: {resolver.state}")
-    agent = Agent(engine, Options(FixedThreshold(threshold), ahead=ahead), resolver)
+    agent = Agent(engine, Options(ThresholdPolicy(threshold), ahead=ahead), resolver)
     try:
         yield agent
     finally:

@@ -86,7 +86,7 @@ def _override(
     return msgspec.structs.replace(
         config,
         model=over(config.model, name=model, threads=threads, sequences=1),
-        policy=over(config.policy, threshold=threshold),
+        policy=over(config.policy, threshold=threshold, learn=None if threshold is None else False),
         cloud=over(config.cloud, url="" if offline else cloud, mode=mode),
         peers=over(config.peers, broker="" if offline else broker),
     )

@@ -52,6 +52,7 @@ def demo(model: str, cloud_model: str, tokens: int) -> None:
                 config = AgentConfig()
                 config = replace(
                     config,
+                    policy=replace(config.policy, learn=False, audit=0.0),  # the same tokens each time
                     model=replace(config.model, name=model, threads=threads, sequences=1, context=1024),
                     cloud=replace(config.cloud, deadline_ms=2000),
                     peers=replace(config.peers, broker=f"mqtt://127.0.0.1:{broker_port}"),

@@ -1,0 +1,1 @@
+"""A device learns when to ask: what its escalations and audits taught, and which threshold follows from it."""
