@@ -12,8 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ConfigError
-from protocol.topics import ROOT, is_level
+from protocol.topics import COORDINATOR, EDGE, ROOT, is_level
 
+_HEARD = {  # below fleet and cluster
+    "{user}/#",
+    "+/status",
+    "+/directory",
+    "+/memory/new",
+    "+/memory/ask/{user}",
+    "+/memory/answer/{user}",
+    "+/round",
+    "+/round/secure/{user}",
+    "+/policy",
+}
+_HEARD_BY = {EDGE: {"#"}, COORDINATOR: {"edge/report"}}
 _ITERATIONS = 10_000  # 10 ms: a broker checks the passwords of a whole cluster when it comes back
 
 
@@ -26,7 +38,7 @@ class _Hash:
 
 class Access:
     """Without a password file everybody on this machine may do everything. With one it is as in deploy/mosquitto/acl:
-    a user publishes below its own name, `skerry/1/+/+/<user>/#`, and hears whatever is below `skerry/1/`."""
+    a user publishes below its own name, `skerry/1/+/+/<user>/#`, and hears what is for all, or for itself."""
 
     def __init__(self, hashes: Mapping[str, _Hash] | None = None) -> None:
         self._hashes = hashes
@@ -50,8 +62,21 @@ class Access:
         levels = topic.split("/")
         return topic.startswith(ROOT + "/") and len(levels) > 5 and levels[4] == user
 
-    def may_hear(self, filter: str) -> bool:
-        return self._hashes is None or filter.startswith(ROOT + "/")
+    def may_hear(self, user: str | None, filter: str) -> bool:
+        if self._hashes is None:
+            return True
+        patterns = _HEARD | _HEARD_BY.get(user or "", set())
+        return any(_covers(f"{ROOT}/+/+/{pattern.format(user=user)}", filter) for pattern in patterns)
+
+
+def _covers(pattern: str, filter: str) -> bool:
+    """Does the pattern match whatever the filter matches?"""
+    levels, wanted = pattern.split("/"), filter.split("/")
+    if levels[-1] == "#":
+        levels, wanted = levels[:-1], wanted[: len(levels) - 1]
+    return len(levels) == len(wanted) and all(
+        allowed == level or (allowed == "+" and level != "#") for allowed, level in zip(levels, wanted, strict=True)
+    )
 
 
 def set_password(path: Path, user: str, password: str) -> None:

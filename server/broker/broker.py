@@ -205,7 +205,7 @@ class EmbeddedBroker(Broker):  # type: ignore[misc]  # amqtt has no types
     async def _topic_filtering(self, session: Session, topic: str, action: Action) -> bool:
         if action is Action.PUBLISH:
             return self._access.may_publish(session.username, topic)
-        return action is not Action.SUBSCRIBE or self._access.may_hear(topic)
+        return action is not Action.SUBSCRIBE or self._access.may_hear(session.username, topic)
 
 
 async def serve(host: str, port: int, passwords: Path | None) -> EmbeddedBroker:

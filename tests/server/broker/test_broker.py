@@ -89,7 +89,7 @@ def test_a_failed_login_changes_nothing(tmp_path: Path) -> None:
     for user in ("a", "ear"):
         set_password(passwords, user, "secret")
     with Embedded(tmp_path, ["--passwords", str(passwords)]) as broker:
-        ear, inbox = listening(broker, "skerry/1/#", username="ear", password="secret")
+        ear, inbox = listening(broker, "skerry/1/+/+/+/status", username="ear", password="secret")
         topic = "skerry/1/home/main/a/status"
         a = MqttTransport(MqttOptions(broker.url, "a", "a", "secret"), will=lambda: Will(topic, b"gone"))
         a.start()
@@ -205,9 +205,14 @@ def test_with_passwords_a_user_writes_below_its_own_name_alone(tmp_path: Path) -
     assert access.may_publish("a", "skerry/1/home/main/a/status")
     for topic in ("skerry/1/home/main/b/status", "skerry/1/home/main/a", "t", "skerry/1/a/a/b/a", "skerry/2/h/m/a/x"):
         assert not access.may_publish("a", topic)
-    assert access.may_hear("skerry/1/home/main/+/status")
-    assert not access.may_hear("#")
+    assert access.may_hear("a", "skerry/1/home/main/+/status")
+    assert not access.may_hear("a", "#")
+    for filter in ("+/round/update", "b/round/+", "#", "+/#", "b/round/#", "+/+/+", "b/round/update/#"):
+        assert not access.may_hear("a", f"skerry/1/home/main/{filter}"), "what devices tell the edge is for the edge"
+    for filter in ("edge/round", "+/memory/ask/a", "+/status", "a/#", "b/round/secure/a"):
+        assert access.may_hear("a", f"skerry/1/home/main/{filter}")
+    assert access.may_hear("edge", "skerry/1/home/main/+/round/update")
     anybody = Access.of(None)
     assert anybody.admits(None, None)
     assert anybody.may_publish(None, "t")
-    assert anybody.may_hear("#")
+    assert anybody.may_hear(None, "#")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from protocol.transport.mqtt import MqttOptions, MqttTransport
+from server.broker import access
 from server.broker.access import set_password
 from tests.brokers import ROOT, Mosquitto
 from tests.protocol.transport.worlds import PATIENCE, Inbox, wait_until
@@ -53,7 +54,7 @@ def heard_by(broker: Mosquitto, user: str) -> Inbox:
 
 @pytest.mark.parametrize("user", USERS)
 def test_a_user_writes_below_its_own_name_alone(broker: Mosquitto, user: str) -> None:
-    inbox = heard_by(broker, "b" if user == "a" else "a")
+    inbox = heard_by(broker, "a" if user == "edge" else "edge")
     transport = client(broker, user)
     wait_until(lambda: transport.connected)
     others = [other for other in USERS if other != user]
@@ -67,6 +68,33 @@ def test_a_user_writes_below_its_own_name_alone(broker: Mosquitto, user: str) ->
     assert [delivery.topic for delivery in inbox.got if delivery.payload == user.encode()] == allowed
     assert done.wait(PATIENCE)
     transport.close()
+
+
+def test_what_a_device_tells_the_edge_no_other_device_hears(broker: Mosquitto) -> None:
+    edge, other = heard_by(broker, "edge"), heard_by(broker, "b")
+    transport = client(broker, "a")
+    wait_until(lambda: transport.connected)
+    transport.publish("skerry/1/home/main/a/round/update", b"update", qos=1)
+    transport.publish("skerry/1/home/main/a/status", b"status", qos=1)
+    for inbox in (edge, other):
+        inbox.wait_for(lambda inbox=inbox: b"status" in inbox.payloads)  # type: ignore[misc]
+    assert b"update" in edge.payloads
+    assert b"update" not in other.payloads
+    transport.close()
+
+
+def test_the_embedded_broker_has_the_same_rules() -> None:
+    lines = [line.split() for line in (DEPLOY / "acl").read_text().splitlines() if line and line[0] != "#"]
+    found: dict[str, set[str]] = {"": set()}
+    user = ""
+    for line in lines:
+        if line[0] == "user":
+            user = line[1]
+        elif line[1] == "read":
+            found.setdefault("" if line[0] == "pattern" else user, set()).add(line[2].replace("%u", "{user}"))
+    everybody = {f"skerry/1/+/+/{pattern}" for pattern in access._HEARD}
+    special = {who: {f"skerry/1/+/+/{one}" for one in patterns} for who, patterns in access._HEARD_BY.items()}
+    assert found == {"": everybody, **special}
 
 
 @pytest.mark.parametrize(("user", "password"), [("a", "wrong"), ("nobody", "x"), ("", "")])
