@@ -38,6 +38,7 @@ format: .venv/dev
 .venv/dev: .venv/device
 	$(BIN)/pip install --quiet --editable '.[dev,server,eval]'
 	tests/install_mosquitto
+	tests/install_flower
 	touch $@
 
 clean:

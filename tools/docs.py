@@ -16,6 +16,7 @@ from agent.config import AgentConfig
 from protocol import errors
 from protocol.config import keys
 from server.cloud.config import ServeConfig
+from server.coordinator.config import CoordinatorConfig
 from server.edge.config import EdgeConfig
 from tools.cli import skerry
 
@@ -31,7 +32,9 @@ context = 4096
 
 [policy]
 measure = "entropy"
-threshold = 0.25
+goal = "price"
+price = 0.3
+audit = 0.01
 
 [cloud]
 url = "http://cloud.example:8431"
@@ -82,6 +85,17 @@ url = "mqtt://127.0.0.1:1883"
 [neighbours]
 brokers = ["south-barn=mqtt://10.0.0.2:1883"]
 """,
+    "coordinator": """\
+[coordinator]
+fleet = "farm"
+
+[clusters]
+brokers = ["north-barn=mqtt://10.0.0.1:1883", "south-barn=mqtt://10.0.0.2:1883"]
+passwords = ["north-barn=the password of the user coordinator there"]
+
+[groups]
+by = "similarity"
+""",
 }
 
 
@@ -97,7 +111,8 @@ allowed. `skerry doctor` checks the agent's configuration and finds misspelt var
 
 All keys have defaults. Without `--config` the file is the one in your configuration folder, if it exists:
 `~/.config/skerry/agent.toml` for `skerry agent`, `skerry ask` and `skerry doctor`, `~/.config/skerry/serve.toml` for
-`skerry serve`, `~/.config/skerry/edge.toml` for `skerry edge` (`XDG_CONFIG_HOME` names another place than `~/.config`).
+`skerry serve`, `~/.config/skerry/edge.toml` for `skerry edge`, `~/.config/skerry/coordinator.toml` for
+`skerry coordinator` (`XDG_CONFIG_HOME` names another place than `~/.config`).
 
 ## agent.toml
 
@@ -125,6 +140,15 @@ Example:
 
 ```toml
 {EXAMPLES["edge"]}```
+
+## coordinator.toml
+
+{_keys(CoordinatorConfig)}
+
+Example:
+
+```toml
+{EXAMPLES["coordinator"]}```
 
 ## Other variables and files
 

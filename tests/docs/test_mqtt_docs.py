@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from agent.peers.resolver import AskOptions
 from agent.peers.reunion import SECONDS
 from agent.peers.sharing import GossipLimits
 from agent.peers.trust import Trust
-from protocol import memory, peers, presence
+from protocol import memory, peers, presence, rounds, secure
 from protocol.topics import TABLE
 from server.edge.bridge import BridgeLimits
 
@@ -29,7 +30,18 @@ MESSAGES: list[type[msgspec.Struct]] = [
     peers.Answer,
     peers.Directory,
     memory.Entry,
+    rounds.Call,
+    rounds.Update,
+    rounds.Agreed,
+    rounds.Report,
+    rounds.Overall,
 ]
+PARTS = {  # described after the message that they are in
+    "Directory": [peers.Known],
+    "Agreed": [rounds.Learned],
+    "Report": [rounds.Told],
+    "Overall": [rounds.Whole, rounds.Level, rounds.Group],
+}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -61,7 +73,7 @@ def test_the_table_of_topics_is_the_codes() -> None:
 
 
 def test_every_message_of_the_table_is_described() -> None:
-    assert {kind.message for kind in TABLE} | {"Entry"} == {message.__name__ for message in MESSAGES}
+    assert {kind.message for kind in TABLE} | {"Entry"} == {message.__name__ for message in MESSAGES} | {"Secure"}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.__name__)
@@ -69,13 +81,24 @@ def test_fields_are_those_of_the_message_in_their_order(message: type[msgspec.St
     assert [row[0] for row in rows(section(message.__name__))] == [f"`{name}`" for name in message.__struct_fields__]
 
 
-def test_fields_of_a_known_device() -> None:
-    table = rows(section("Directory").partition("Each `Known`")[2])
-    assert [row[0] for row in table] == [f"`{name}`" for name in peers.Known.__struct_fields__]
+@pytest.mark.parametrize(("title", "part"), [(title, part) for title, parts in PARTS.items() for part in parts])
+def test_fields_of_what_is_in_a_message(title: str, part: type[msgspec.Struct]) -> None:
+    table = rows(section(title).partition(f"Each `{part.__name__}`")[2])
+    assert [row[0] for row in table] == [f"`{name}`" for name in part.__struct_fields__]
+
+
+def test_every_step_of_a_secure_round_is_described() -> None:
+    table = rows(section("Secure"))
+    steps = get_args(secure.Message)
+    assert {row[0] for row in table} == {f"`{step.__name__}`" for step in steps}
+    for step in steps:
+        [title] = [title for title in re.findall(r"^#### (.*)$", PAGE, re.MULTILINE) if step.__name__ in title]
+        told = {row[0] for row in rows(re.split(rf"^#### {title}\n", PAGE, flags=re.MULTILINE)[1])}
+        assert {f"`{name}`" for name in step.__struct_fields__} - {"`version`"} <= told
 
 
 def test_the_version_is_the_codes() -> None:
-    assert peers.VERSION == presence.VERSION == 1
+    assert peers.VERSION == presence.VERSION == rounds.VERSION == secure.VERSION == 1
     assert "1 at present" in WORDS
 
 
@@ -90,6 +113,7 @@ def test_the_version_is_the_codes() -> None:
         ("Ask", "visited", f"at most {peers.MAX_VISITED}"),
         ("Answer", "entries", f"0 to {peers.MAX_ANSWER}"),
         ("Directory", "devices", f"at most {peers.MAX_DEVICES}"),
+        ("Agreed", "subjects", f"at most {rounds.MAX_SUBJECTS}"),
         ("Entry", "key", f"1 to {memory.MAX_KEY_BYTES} bytes"),
         ("Entry", "tail", f"{memory.TAIL_BYTES} bytes"),
         ("Entry", "token", f"0 to {memory.MAX_TOKEN}"),
