@@ -27,7 +27,7 @@ from protocol.rounds import Learned
 log = logging.getLogger(__name__)
 
 GOAL, STATE = "goal", "learner"  # names of what is kept in the ledger
-_ENOUGH = 20.0  # steps near the threshold, from which on the configured one has no say any more
+ENOUGH = 20.0  # steps near the threshold, from which on the configured one has no say any more
 
 _ANSWERED = {Provenance.MEMORY: Outcome.MEMORY, Provenance.PEER: Outcome.PEER}
 
@@ -146,7 +146,7 @@ class Learner:
     def _threshold(self) -> float:
         if self._agreed is not None or not self.goal.federated:
             return personal(self._own, self._agreed, self.statistics)
-        weight = min(1.0, self._own.evidence / _ENOUGH)
+        weight = min(1.0, self._own.evidence / ENOUGH)
         return weight * self._own.threshold + (1.0 - weight) * self._start
 
     def _recall(self) -> None:
