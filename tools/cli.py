@@ -15,13 +15,16 @@ _COMMANDS = {
     "ask": "ask one question and watch who writes which token",
     "bench": "measure speed, side by side",
     "broker": "run an MQTT broker, for demos and single sites",
+    "coordinator": "bring together what the clusters of a fleet learned about when to ask",
     "demo": "two devices that share what they learn, a cloud, and an outage, in three minutes",
     "doctor": "check this machine, the model, the cloud and the configuration",
     "edge": "run the edge service of a cluster: its directory, and the bridge to its neighbours",
     "eval": "measure on real text what pays",
     "memory": "look at what the device has learned; export, import, clear",
     "models": "get and check model files",
+    "policy": "when the device asks for help: look at it, explain it, set what it aims for",
     "serve": "run the cloud resolver: a large model that helps with single tokens",
+    "simulate": "a fleet of simulated devices at a real broker and a real edge service",
 }
 
 

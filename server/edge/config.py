@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import platformdirs
 from msgspec import Meta
 
 from protocol.errors import ConfigError
 from protocol.peers import MAX_HOPS
+from protocol.presence import Roster
 from protocol.topics import EDGE, LEVEL, Cluster, level
+from protocol.transport.base import Transport
 from protocol.transport.mqtt import MqttOptions, MqttTransport
+from server.edge.aggregate import TRIM
 from server.edge.bridge import BridgeLimits
+from server.edge.collector import SecureCollector
+from server.edge.levels import Recipe
+from server.edge.round_store import RoundStore
+from server.edge.rounds import RoundOptions, Rounds
 from server.edge.service import Edge
 
 _BROKER = r"^mqtts?://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+)(:[0-9]{1,5})?/?$"
@@ -24,6 +33,9 @@ class Place(msgspec.Struct, frozen=True):
     hops: Annotated[
         int, Meta(ge=0, le=MAX_HOPS, description="Clusters that a question may cross from here, whatever it asks for.")
     ] = 2
+    folder: Annotated[
+        str, Meta(description="Where the edge keeps its rounds; empty: in your data folder, by fleet and cluster.")
+    ] = ""
 
 
 class Broker(msgspec.Struct, frozen=True):
@@ -38,6 +50,40 @@ class Neighbours(msgspec.Struct, frozen=True):
     passwords: Annotated[list[str], Meta(description="Of the user `edge.<this cluster>` there: B=password.")] = (
         msgspec.field(default_factory=list)
     )
+
+
+class RoundsSection(msgspec.Struct, frozen=True):
+    enabled: Annotated[bool, Meta(description="Whether the devices' thresholds are averaged here.")] = True
+    every: Annotated[float, Meta(ge=1.0, le=31e6, description="Seconds from one round to the next.")] = 3600.0
+    collect: Annotated[float, Meta(ge=0.1, le=86_400.0, description="Seconds that a round waits for updates.")] = 120.0
+    spread: Annotated[
+        float, Meta(ge=0.0, le=86_400.0, description="Seconds over which devices spread their updates.")
+    ] = 30.0
+    devices: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="Devices whose answers end a round early; 0: not by their number.")
+    ] = 0
+    share: Annotated[
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="Share of those in the last three rounds whose answers end one early; 0: not by their share.",
+        ),
+    ] = 1.0
+    least: Annotated[int, Meta(ge=1, le=1_000_000, description="Fewest devices that an average rests on.")] = 1
+    method: Annotated[
+        Literal["mean", "median", "trimmed"],
+        Meta(description="Weighted mean, or without weights against devices that lie: median, trimmed mean."),
+    ] = "trimmed"
+    trim: Annotated[
+        float, Meta(ge=0.0, lt=0.5, description="Share of the devices that the trimmed mean cuts off at each end.")
+    ] = TRIM
+    history: Annotated[
+        int, Meta(ge=1, le=10_000, description="Results kept, which `skerry edge rollback` can return to.")
+    ] = 50
+    secure: Annotated[
+        bool, Meta(description="Whether the edge learns sums of devices' updates only, and no single one.")
+    ] = False
 
 
 class Tls(msgspec.Struct, frozen=True):
@@ -57,12 +103,13 @@ class EdgeConfig(msgspec.Struct, frozen=True):
     edge: Place = Place()
     broker: Broker = Broker()
     neighbours: Neighbours = Neighbours()
+    rounds: RoundsSection = RoundsSection()
     tls: Tls = Tls()
     log: Log = Log()
 
 
 def assemble(config: EdgeConfig) -> Edge:
-    """The edge service with its connections, not started. Raises ConfigError."""
+    """The edge service with its connections, not started. Raises ConfigError, StoreError."""
     cluster = Cluster(config.edge.fleet, config.edge.cluster)
     brokers = _by_cluster(config.neighbours.brokers, "neighbours.brokers")
     passwords = _by_cluster(config.neighbours.passwords, "neighbours.passwords")
@@ -76,7 +123,35 @@ def assemble(config: EdgeConfig) -> Edge:
         name: _transport(config, Cluster(cluster.fleet, name), url, abroad, passwords.get(name, ""))
         for name, url in brokers.items()
     }
-    return Edge(cluster, home, neighbours, BridgeLimits(hops=config.edge.hops))
+    return Edge(cluster, home, neighbours, BridgeLimits(hops=config.edge.hops), rounds=_rounds(config, cluster))
+
+
+def edge_folder(config: EdgeConfig) -> Path:
+    """Where the rounds of this edge are kept."""
+    if config.edge.folder:
+        return Path(config.edge.folder).expanduser()
+    return platformdirs.user_data_path("skerry") / "edge" / f"{config.edge.fleet}.{config.edge.cluster}"
+
+
+def _rounds(config: EdgeConfig, cluster: Cluster) -> Callable[[Transport, Roster], Rounds] | None:
+    """Raises StoreError."""
+    section = config.rounds
+    if not section.enabled:
+        return None
+    options = RoundOptions(
+        every=section.every,
+        collect=section.collect,
+        spread=min(section.spread, section.collect / (4 if section.secure else 1)),  # joining is the first half
+        devices=section.devices,
+        share=section.share,
+        least=section.least,
+        recipe=Recipe(section.method, section.trim),
+        history=section.history,
+    )
+    store = RoundStore(edge_folder(config))
+    return lambda home, roster: Rounds(
+        cluster, home, store, options, collector=SecureCollector(cluster, home, roster) if section.secure else None
+    )
 
 
 def _transport(config: EdgeConfig, cluster: Cluster, url: str, user: str, password: str) -> MqttTransport:

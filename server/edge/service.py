@@ -1,4 +1,4 @@
-"""The edge service of one cluster: a directory of who is there and within reach, and a bridge for questions."""
+"""The edge service of one cluster: a directory of who is there and within reach, a bridge for questions, and rounds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from protocol.topics import ANSWER, ASK, DIRECTORY, EDGE, Cluster
 from protocol.transport.base import Transport
 from server.edge.bridge import Bridge, BridgeLimits
 from server.edge.directory import Listing
+from server.edge.rounds import Rounds
 
 
 class Edge:
     """`home`: to the cluster's own broker, as device `edge`. `neighbours`: to theirs, by cluster, as device
     `edge.<this cluster>`. None of the transports must be started yet: `start` does that, and `close` ends them. Each
-    of the brokers may be gone for a while; what can be reached without it still is."""
+    of the brokers may be gone for a while; what can be reached without it still is. `rounds`: makes them at `home`;
+    None: there are none."""
 
     def __init__(
         self,
@@ -26,6 +28,7 @@ class Edge:
         neighbours: Mapping[str, Transport],
         limits: BridgeLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        rounds: Callable[[Transport, Roster], Rounds] | None = None,
     ) -> None:
         limits = limits or BridgeLimits()
         if cluster.name in neighbours:
@@ -36,7 +39,8 @@ class Edge:
         self.listing = Listing(cluster, home, limits.hops)
         self.roster = Roster(cluster, self.listing.member)
         self.bridge = Bridge(cluster, home, neighbours, self.roster, self.listing, clock, limits)
-        home.will, home.on_up = self.listing.will, self.listing.refresh
+        self.rounds = rounds(home, self.roster) if rounds else None
+        home.will, home.on_up = self.listing.will, self._up
         self.roster.watch(home)
         home.subscribe(cluster.path(DIRECTORY, EDGE), self.listing.retained, qos=DIRECTORY.qos)
         home.subscribe(cluster.path(ASK, other=EDGE), self.bridge.asked, qos=ASK.qos)
@@ -47,10 +51,14 @@ class Edge:
             transport.subscribe(there.path(DIRECTORY, EDGE), partial(self.listing.heard, name), qos=DIRECTORY.qos)
             transport.subscribe(answers, partial(self.bridge.answered, name), qos=ANSWER.qos)
             transport.on_down = partial(self.listing.lost, name)
+        if self.rounds:
+            home.on_down = self.rounds.down
 
     def start(self) -> None:
         """Begins to connect to all brokers."""
         self.listing.start()
+        if self.rounds:
+            self.rounds.start()
         for transport in (self.home, *self.neighbours.values()):
             transport.start()
 
@@ -58,3 +66,10 @@ class Edge:
         self.listing.close()
         for transport in (self.home, *self.neighbours.values()):
             transport.close()
+        if self.rounds:
+            self.rounds.close()
+
+    def _up(self) -> None:
+        self.listing.refresh()
+        if self.rounds:
+            self.rounds.up()

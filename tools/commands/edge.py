@@ -1,17 +1,23 @@
-"""`skerry edge`: the edge service of one cluster."""
+"""`skerry edge`: the edge service of one cluster, and its rounds."""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import signal
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from server.edge.config import EdgeConfig, assemble
+from protocol.errors import RequestError
+from server.edge.config import EdgeConfig, assemble, edge_folder
+from server.edge.overview import Overview, order, overview, past
 from tools.settings import configuration
 
 _VARIABLES = {
@@ -21,26 +27,38 @@ _VARIABLES = {
     "neighbour": "SKERRY_NEIGHBOURS_BROKERS",
     "hops": "SKERRY_EDGE_HOPS",
 }
+_DONE_SECONDS = 5.0  # in which an edge that is connected does what it is told
+_LOOK_SECONDS = 0.1
+_SHOWN = 20  # devices and history entries
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--config", "path", type=click.Path(path_type=Path), help="TOML file; else edge.toml in your folder.")
 @click.option("--fleet", help="The fleet that the cluster belongs to.")
 @click.option("--cluster", help="The cluster that this edge serves.")
 @click.option("--broker", help="Its MQTT broker, mqtt://host:1883 or mqtts://host:8883.")
 @click.option("--neighbour", multiple=True, help="A cluster to ask and its broker: B=mqtt://host:1883.")
 @click.option("--hops", type=click.IntRange(0), help="Clusters that a question may cross from here.")
-def edge(path: Path | None, **options: Any) -> None:
-    """Run a cluster's edge service: it tells the devices whom they can reach, and asks neighbouring clusters for them.
+@click.pass_context
+def edge(context: click.Context, /, path: Path | None, **options: Any) -> None:
+    """Run a cluster's edge service: it tells the devices whom they can reach, asks neighbouring clusters for them, and
+    averages what the devices have learned.
 
     Each cluster has its own broker and its own edge; two edges that are to ask each other name each other's broker.
+    With a COMMAND: look at its rounds and steer them, while it runs or not. Options come before the command.
 
     \b
     Examples:
       skerry edge --cluster A --broker mqtt://127.0.0.1:1883 --neighbour B=mqtt://10.0.0.2:1883
       skerry edge --config edge.toml
+      skerry edge --cluster A status
     """
     config = configuration(EdgeConfig, "edge", path, _variables(options))
+    if context.invoked_subcommand is not None:
+        context.obj = edge_folder(config)
+        return
     logging.basicConfig(level=config.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -54,8 +72,138 @@ def edge(path: Path | None, **options: Any) -> None:
         running.close()
 
 
+@edge.command()
+@as_json
+@click.pass_obj
+def status(folder: Path, as_json: bool) -> None:
+    """Show rounds, what is agreed, who was refused and why, and the history.
+
+    \b
+    Example:
+      skerry edge status --json
+    """
+    found = overview(folder)
+    click.echo(json.dumps(_json(folder, found), indent=2) if as_json else _text(folder, found))
+
+
+@edge.command()
+@click.option(
+    "--to", "number", type=click.IntRange(1), help="A number of the history; else the one before the present."
+)
+@click.option("--hold", is_flag=True, help="Begin no new round until `skerry edge resume`.")
+@click.pass_obj
+def rollback(folder: Path, number: int | None, hold: bool) -> None:
+    """Publish what was agreed earlier again, under a new number.
+
+    \b
+    Example:
+      skerry edge rollback --to 12 --hold
+    """
+    target = past(overview(folder), number).number
+    kinds = ["hold", "rollback"] if hold else ["rollback"]
+    _obeyed(folder, order(folder, *kinds, number=target), f"what was agreed as number {target} is published again")
+
+
+@edge.command()
+@click.pass_obj
+def resume(folder: Path) -> None:
+    """Begin new rounds again after `rollback --hold`.
+
+    \b
+    Example:
+      skerry edge resume
+    """
+    _obeyed(folder, order(folder, "resume"), "rounds go on")
+
+
+@edge.command(name="round")
+@click.pass_obj
+def round_(folder: Path) -> None:
+    """Begin a round now instead of at its time.
+
+    \b
+    Example:
+      skerry edge round
+    """
+    found = overview(folder)
+    if found.state.held:
+        raise RequestError("rounds are held: `skerry edge resume` begins them again")
+    if found.state.collecting:
+        raise RequestError(f"round {found.state.round} is under way: wait for its end")
+    _obeyed(folder, order(folder, "round"), "a round begins")
+
+
+def _obeyed(folder: Path, ids: Sequence[int], what: str) -> None:
+    """Waits for a running edge to do it; says when it will be done, if it is not."""
+    end = time.monotonic() + _DONE_SECONDS
+    while (found := overview(folder)).process is not None and time.monotonic() < end:
+        if not any(waiting.id in ids for waiting in found.orders):
+            click.echo(what)
+            return
+        time.sleep(_LOOK_SECONDS)
+    when = "is connected to its broker" if found.process is not None else "runs"
+    click.echo(f"{what}, as soon as the edge {when}")
+
+
 def _variables(options: dict[str, Any]) -> dict[str, str]:
     """The command line over file and environment: an option stands for the environment variable of its key."""
     options["neighbour"] = ",".join(options["neighbour"]) or None
     given = {_VARIABLES[name]: str(value) for name, value in options.items() if value is not None}
     return {**os.environ, **given}
+
+
+def _json(folder: Path, found: Overview) -> dict[str, Any]:
+    state = found.state
+    return {
+        "folder": str(folder),
+        "process": found.process,
+        "number": state.number,
+        "round": state.round,
+        "collecting": bool(state.collecting),
+        "left_s": round(found.left, 1),
+        "next_s": None if math.isinf(found.next) else round(found.next, 1),
+        "held": bool(state.held),
+        "overall": found.overall,
+        "devices": {"known": found.devices, "lately": found.lately, "waiting": found.waiting},
+        "subjects": [
+            {
+                "subject": subject,
+                "threshold": round(kept.told.level.threshold, 6),
+                "evidence": round(kept.told.level.evidence, 2),
+                "devices": kept.told.level.devices,
+                "round": kept.round,
+            }
+            for subject, kept in found.subjects.items()
+        ],
+        "refusals": found.reasons(),
+        "refused": found.refusals,
+        "history": [entry._asdict() for entry in found.history],
+        "orders": [waiting.kind for waiting in found.orders],
+    }
+
+
+def _text(folder: Path, found: Overview) -> str:
+    state = found.state
+    process = f"process {found.process}" if found.process is not None else "not running"
+    doing = "held" if state.held else f"the next in {found.next:,.0f} s"
+    doing = f"collecting, {found.left:,.0f} s left" if state.collecting else doing
+    lines = [
+        f"{folder}: {process}",
+        f"round {state.round}, {doing}; number {state.number}, overall {found.overall or 'none'}",
+        f"devices: {found.devices:,} known, {found.lately:,} lately, {found.waiting:,} wait to be counted",
+    ]
+    lines += [f"{'SUBJECT':18}{'THRESHOLD':>10}{'EVIDENCE':>12}{'DEVICES':>9}{'ROUND':>8}"] if found.subjects else []
+    for subject, kept in found.subjects.items():
+        of = kept.told.level
+        lines.append(f"{subject:18}{of.threshold:>10.4f}{of.evidence:>12,.1f}{of.devices:>9,}{kept.round:>8}")
+    if reasons := found.reasons():
+        lines.append("refused: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
+        worst = sorted(found.refusals.items(), key=lambda item: -sum(item[1].values()))
+        for device, of_device in worst[:_SHOWN]:
+            lines.append(f"  {device or 'others'}: " + ", ".join(f"{n:,} {reason}" for reason, n in of_device.items()))
+    lines += [f"{'NUMBER':>8}{'ROUND':>8}{'DEVICES':>9}  WHY"] if found.history else []
+    for entry in found.history[:_SHOWN]:
+        why = entry.why if entry.of == entry.number else f"{entry.why}, was {entry.of}"
+        lines.append(f"{entry.number:>8}{entry.round:>8}{entry.devices:>9,}  {why}")
+    lines += [f"waiting to be done: {', '.join(waiting.kind for waiting in found.orders)}"] if found.orders else []
+    return "\n".join(lines)

@@ -15,6 +15,10 @@ from protocol.topics import SECURE, STATUS, UPDATE
 from protocol.transport.base import Delivery
 from protocol.transport.bus import Bus, BusTransport
 from server.edge.collector import SecureCollector
+from server.edge.levels import Recipe
+from server.edge.round_store import RoundStore
+from server.edge.rounds import RoundOptions as RoundOptionsOfEdge
+from server.edge.rounds import Rounds
 from tests.agent.learn.devices import CLUSTER, Device, EdgeFake, escalate
 from tests.protocol.transport.worlds import wait_until as wait
 
@@ -75,6 +79,27 @@ def test_the_edge_hears_the_sum_and_no_update(bus: Bus, fleet: list[Device]) -> 
     assert not edge.updates
     told = b"".join(delivery.payload for delivery in seen)
     assert not any(str(one.threshold).encode()[:8] in told for one in own if one)
+
+
+def test_a_whole_secure_round_with_the_edges_own_rounds(bus: Bus, fleet: list[Device], tmp_path: Path) -> None:
+    for number, device in enumerate(fleet):
+        escalate(device.learner, 400 + 200 * number, seed=number)
+    own = [device.learner.refresh() for device in fleet]
+    home, roster = BusTransport(bus, "edge"), Roster(CLUSTER)
+    roster.watch(home)
+    options = RoundOptionsOfEdge(every=1000.0, collect=6.0, spread=0.0, settle=0.05, recipe=Recipe("mean"))
+    collector = SecureCollector(CLUSTER, home, roster)
+    rounds = Rounds(CLUSTER, home, RoundStore(tmp_path / "edge"), options, collector)
+    home.on_up, home.on_down = rounds.up, rounds.down
+    rounds.start()
+    home.start()
+    wait(lambda: all(device.federation.number == 1 for device in fleet))
+    weight = sum(one.evidence for one in own if one)
+    mean = sum(one.evidence * one.threshold for one in own if one) / weight
+    found = fleet[0].learner.agreed
+    assert found == pytest.approx(mean, abs=1e-6), "what a device without evidence would go by"
+    home.close()
+    rounds.close()
 
 
 def test_a_device_joins_a_secure_round_once(bus: Bus, fleet: list[Device]) -> None:

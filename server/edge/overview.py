@@ -1,0 +1,134 @@
+"""The rounds of an edge as an operator sees and steers them: through the database, whether it is running or not."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from protocol.errors import RequestError, StoreError
+from server.edge.epsilon import Releases
+from server.edge.folder import DATABASE, holder
+from server.edge.levels import Kept
+from server.edge.round_store import LATELY, SCHEMA, Entry, Order, State, history, orders, read_state, releases
+
+_BUSY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """`process`: that serves the cluster, if one does. `devices`: of which updates are kept; `lately`: that took part
+    in the last rounds; `waiting`: whose updates no aggregate has yet. `refusals`: by device ("": others) and reason.
+    `left`, `next`: seconds until the round's deadline and until the next round, on the edge's own clock."""
+
+    process: int | None
+    state: State
+    devices: int
+    lately: int
+    waiting: int
+    subjects: dict[str, Kept]
+    overall: int
+    refusals: dict[str, dict[str, int]]
+    history: list[Entry]
+    orders: list[Order]
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.state.ends - self.state.seconds) if self.state.collecting else 0.0
+
+    @property
+    def next(self) -> float:
+        return math.inf if self.state.held else max(0.0, self.state.next - self.state.seconds)
+
+    def reasons(self) -> dict[str, int]:
+        """Refusals of all devices together."""
+        total: dict[str, int] = {}
+        for of in self.refusals.values():
+            for reason, count in of.items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+
+def overview(folder: Path) -> Overview:
+    """Raises StoreError."""
+    with _database(folder) as db:
+        refusals: dict[str, dict[str, int]] = {}
+        for device, reason, count in db.execute("SELECT device, reason, count FROM refusals ORDER BY device, reason"):
+            refusals.setdefault(device, {})[reason] = count
+        state = read_state(db)
+        newest = db.execute("SELECT content FROM history ORDER BY number DESC LIMIT 1").fetchone()
+        last = max(0, state.round - LATELY - state.collecting)
+        return Overview(
+            process=holder(folder),
+            state=state,
+            devices=_value(db, "SELECT count(DISTINCT device) FROM updates"),
+            lately=_value(db, "SELECT count(DISTINCT device) FROM updates WHERE counted > ?", last),
+            waiting=_value(db, "SELECT count(DISTINCT device) FROM updates WHERE counted = 0"),
+            subjects=msgspec.json.decode(newest[0], type=dict[str, Kept]) if newest else {},
+            overall=_value(db, "SELECT coalesce(max(number), 0) FROM overall"),
+            refusals=refusals,
+            history=history(db),
+            orders=orders(db),
+        )
+
+
+def noisy_releases(folder: Path) -> list[Releases]:
+    """What every device has released, for the epsilon ledger. Raises StoreError."""
+    with _database(folder) as db:
+        return list(releases(db))
+
+
+def order(folder: Path, *kinds: str, number: int | None = None) -> Sequence[int]:
+    """Leaves orders for the edge, all or none; their ids. Raises StoreError."""
+    with _database(folder) as db:
+        db.execute("BEGIN IMMEDIATE")
+        ids = []
+        for kind in kinds:
+            target = number if kind == "rollback" else None
+            ids.append(db.execute("INSERT INTO orders (kind, number) VALUES (?, ?)", (kind, target)).lastrowid or 0)
+        db.execute("COMMIT")
+        return ids
+
+
+def past(found: Overview, number: int | None) -> Entry:
+    """What a rollback to `number` returns to; None: to what was agreed before the present. Raises RequestError."""
+    if not found.history:
+        raise RequestError("nothing was agreed yet: there is nothing to roll back")
+    if number is not None:
+        for entry in found.history:
+            if entry.number == number:
+                return entry
+        kept = ", ".join(str(entry.number) for entry in found.history)
+        raise RequestError(f"number {number} is not in the history, which has {kept}")
+    present = found.history[0].of
+    for entry in found.history:
+        if entry.why != "rollback" and entry.of < present:
+            return entry
+    raise RequestError("the history has nothing from before the present number: name one with --to")
+
+
+def _value(db: sqlite3.Connection, query: str, *parameters: object) -> int:
+    return int(db.execute(query, parameters).fetchone()[0])
+
+
+@contextmanager
+def _database(folder: Path) -> Iterator[sqlite3.Connection]:
+    path = folder / DATABASE
+    if not path.exists():
+        raise StoreError(f"no edge has kept rounds in {folder}: start `skerry edge`, or name its configuration")
+    try:
+        db = sqlite3.connect(path, _BUSY_SECONDS, isolation_level=None)
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA:
+                raise StoreError(f"{path} has schema {version}, this Skerry knows {SCHEMA}: use the edge's own version")
+            yield db
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from None
