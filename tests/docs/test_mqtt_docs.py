@@ -18,6 +18,7 @@ from agent.peers.sharing import GossipLimits
 from agent.peers.trust import Trust
 from protocol import memory, peers, presence, rounds, secure
 from protocol.topics import TABLE
+from server.edge.admission import REASONS
 from server.edge.bridge import BridgeLimits
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +160,7 @@ def test_rates_and_sizes_in_the_text() -> None:
 
 def test_every_reason_for_refusing_is_named() -> None:
     assert all(f"`{verdict}`" in PAGE for verdict in Verdict)
+    assert rows(section("Rounds")) == [[f"`{reason}`", meaning] for reason, meaning in REASONS.items()]
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.1, 0.33])
