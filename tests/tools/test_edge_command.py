@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from protocol.errors import RequestError, StoreError, StoreInUse
+from protocol.rounds import encode
+from protocol.topics import UPDATE
 from server.edge.config import EdgeConfig, Place, RoundsSection, assemble
 from tests.agent.peers.devices import eventually
-from tests.server.edge.round_fleet import SUBJECT, Fleet, update
+from tests.server.edge.round_fleet import HOME, SUBJECT, Fleet, update
 from tools.commands.edge import edge
 
 
@@ -54,6 +56,21 @@ def test_status_shows_rounds_versions_devices_and_history(fleet: Fleet) -> None:
     assert SUBJECT in text
     assert "1 out_of_range" in text
     assert f"process {found['process']}" in text
+
+
+def test_privacy_shows_what_the_devices_have_spent(fleet: Fleet) -> None:
+    plain = json.loads(skerry_edge(fleet, "privacy", "--json"))
+    assert (plain["devices"], plain["without_noise"], plain["worst_epsilon"]) == (1, 1, None)
+    for device, rounds in (("blurred", 1), ("worn", 2)):
+        for number in range(1, 1 + rounds):
+            fleet.devices[0].transport.publish(
+                HOME.path(UPDATE, device), encode(update(number, clip=0.1, noise=4.0, evidence=1.0)), qos=1
+            )
+    eventually(lambda: json.loads(skerry_edge(fleet, "privacy", "--json"))["devices"] == 3)
+    found = json.loads(skerry_edge(fleet, "privacy", "--json"))
+    assert found["without_noise"] == 1
+    assert 1.9 < found["epsilon"]["50%"] < 3.0, "two updates with noise 4"
+    assert "1 of them" in skerry_edge(fleet, "privacy")
 
 
 def test_a_running_edge_rolls_back_and_holds(fleet: Fleet) -> None:

@@ -17,7 +17,8 @@ import click
 
 from protocol.errors import RequestError
 from server.edge.config import EdgeConfig, assemble, edge_folder
-from server.edge.overview import Overview, order, overview, past
+from server.edge.epsilon import spending
+from server.edge.overview import Overview, noisy_releases, order, overview, past
 from tools.settings import configuration
 
 _VARIABLES = {
@@ -131,6 +132,49 @@ def round_(folder: Path) -> None:
     if found.state.collecting:
         raise RequestError(f"round {found.state.round} is under way: wait for its end")
     _obeyed(folder, order(folder, "round"), "a round begins")
+
+
+@edge.command()
+@click.option(
+    "--delta",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    default=1e-5,
+    show_default=True,
+    help="Which epsilon is counted at; below 1 / devices.",
+)
+@as_json
+@click.pass_obj
+def privacy(folder: Path, delta: float, as_json: bool) -> None:
+    """Show how much privacy the devices have spent in rounds, by the noise that they say they added.
+
+    \b
+    Example:
+      skerry edge privacy --delta 1e-6 --json
+    """
+    spent = spending(noisy_releases(folder), delta)
+    worst = spent.worst or ("", 0.0)
+    found = {
+        "delta": delta,
+        "devices": spent.devices,
+        "without_noise": spent.unprotected,
+        "worst_device": worst[0],
+        "worst_epsilon": _finite(worst[1]),
+        "epsilon": {f"{share:.0%}": _finite(epsilon) for share, epsilon in spent.quantiles.items()},
+    }
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    click.echo(f"{spent.devices:,} devices, {spent.unprotected:,} of them have sent what they learned without noise")
+    if spent.worst is not None:
+        click.echo(f"epsilon at delta {delta:g}: {worst[1]:.3g} at most ({worst[0]})")
+        click.echo(
+            "".join(f"  {share:.0%} of the devices: {each:.3g}\n" for share, each in spent.quantiles.items()), nl=False
+        )
+
+
+def _finite(epsilon: float) -> float | None:
+    """JSON knows no infinity; None: no bound."""
+    return round(epsilon, 4) if math.isfinite(epsilon) else None
 
 
 def _obeyed(folder: Path, ids: Sequence[int], what: str) -> None:
