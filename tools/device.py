@@ -20,8 +20,8 @@ from tools.settings import over
 
 
 def opened(config: AgentConfig, unless: type[StoreError] | None, tell: Callable[[str], None]) -> Device:
-    """The device; if what it keeps on disk can't be used, without memory, peers and learning, but with the threshold that
-    was learned. `tell` then hears why. An error of the kind `unless` is raised all the same."""
+    """The device; if what it keeps on disk can't be used, without memory, peers and learning, but with the threshold
+    that was learned. `tell` then hears why. An error of the kind `unless` is raised all the same."""
     path = model_file(config.model.name, Places.of(os.environ))
     try:
         return assemble(config, path, tell)

@@ -14,6 +14,7 @@ from agent.config import AgentConfig
 from protocol import errors
 from protocol.config import load
 from server.cloud.config import ServeConfig
+from server.coordinator.config import CoordinatorConfig
 from server.edge.config import EdgeConfig
 from tools import docs
 
@@ -31,7 +32,7 @@ def test_generated_pages_are_fresh(name: str) -> None:
 
 @pytest.mark.parametrize("command", HELPS)
 def test_every_command_shows_an_example(command: str) -> None:
-    assert re.search(rf"Examples?:\s+{command} ", HELPS[command] + " ")
+    assert re.search(rf"Examples?:\s+{command}\s", HELPS[command] + " ")
 
 
 def test_every_command_module_is_a_documented_command() -> None:
@@ -39,7 +40,10 @@ def test_every_command_module_is_a_documented_command() -> None:
     assert modules == {name.split()[1] for name in HELPS if " " in name}
 
 
-@pytest.mark.parametrize(("name", "schema"), [("agent", AgentConfig), ("serve", ServeConfig), ("edge", EdgeConfig)])
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [("agent", AgentConfig), ("serve", ServeConfig), ("edge", EdgeConfig), ("coordinator", CoordinatorConfig)],
+)
 def test_example_files_are_valid(name: str, schema: type[msgspec.Struct], tmp_path: Path) -> None:
     file = tmp_path / f"{name}.toml"
     file.write_text(docs.EXAMPLES[name], encoding="utf-8")

@@ -16,8 +16,8 @@ import pytest
 from protocol.errors import LinkError
 from protocol.rounds import Agreed, Call, Learned, Level, decode_update
 from tests.brokers import Mosquitto
+from tools.mosquitto import mosquitto
 from tools.simulate.device import GOAL, SUBJECT, Device
-from tools.simulate.servers import mosquitto
 from tools.simulate.world import Kind, Nature
 
 QUICK = ["--devices", "50", "--rounds", "2", "--spread", "0.2", "--delay", "0.05"]

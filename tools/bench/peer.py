@@ -10,9 +10,6 @@ sleep and caches that others have used.
 from __future__ import annotations
 
 import secrets
-import shutil
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -38,6 +35,7 @@ from protocol.errors import LinkError
 from protocol.memory import Entry, sign_entry
 from protocol.topics import Cluster
 from protocol.transport.mqtt import MqttOptions, MqttTransport
+from tools.mosquitto import mosquitto
 from tools.processes import Child
 
 WIDTH = KEY_BYTES
@@ -53,8 +51,8 @@ _READY_SECONDS = 30.0
 
 def measure(*, questions: int, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """The object of `skerry bench peer --json`. Raises LinkError without Mosquitto."""
-    with TemporaryDirectory() as folder, mosquitto(Path(folder)) as port:
-        times, paced = _times(f"mqtt://127.0.0.1:{port}", questions, progress)
+    with TemporaryDirectory() as folder, mosquitto(Path(folder)) as (url, _):
+        times, paced = _times(url, questions, progress)
     with Child(["broker", "--port", "0"]) as broker:
         embedded, _ = _times(broker.wait_for(r"ready on (mqtt://\S+)")[1], questions // 4, progress)
     return {
@@ -70,36 +68,6 @@ def measure(*, questions: int, progress: Callable[[str], None] = lambda line: No
 def _summary(seconds: list[float]) -> dict[str, float]:
     p50, p99 = np.percentile(np.array(seconds) * 1000, (50, 99))
     return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
-
-
-@contextmanager
-def mosquitto(folder: Path) -> Iterator[int]:
-    """A Mosquitto on a free loopback port. Raises LinkError if it is not installed or does not start."""
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise LinkError("Mosquitto is not installed: apt-get install mosquitto")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    config = folder / "mosquitto.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n")
-    with subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + _READY_SECONDS
-            while not _listens(port):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise LinkError("Mosquitto does not start")
-                time.sleep(0.02)
-            yield port
-        finally:
-            process.terminate()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _keys(questions: int) -> NDArray[np.int8]:

@@ -17,10 +17,11 @@ from typing import Any
 from protocol.errors import ConfigError
 from protocol.topics import Cluster
 from protocol.transport.mqtt import MqttOptions
+from tools.mosquitto import mosquitto
 from tools.simulate.device import SUBJECT
 from tools.simulate.fleet import Fleet, Say
 from tools.simulate.member import Plan
-from tools.simulate.servers import EdgeProcess, Usage, mosquitto
+from tools.simulate.servers import EdgeProcess, Usage
 
 _OTHER_FILES = 100  # that a process has open, beside its connections
 _STILL = 0.01  # a move of the agreed threshold that is none
