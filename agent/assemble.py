@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.agent import Agent, Options
 from agent.breaker import Breaker
@@ -17,11 +18,8 @@ from agent.chain import Chain
 from agent.cloud import CloudOptions, CloudResolver
 from agent.config import AgentConfig, device_folder, goal
 from agent.device import Device
-from agent.learn.federation import Federation, RoundOptions
 from agent.learn.learner import Learner
 from agent.learn.ledger import Ledger
-from agent.learn.secure import Participant
-from agent.learn.secure_link import SecureLink
 from agent.link.identity import Identity, identity
 from agent.loop import Token
 from agent.memory.keeper import Keeper, recall_evidence
@@ -37,6 +35,9 @@ from protocol.errors import ConfigError
 from protocol.memory import SPACE_BYTES, Entry
 from protocol.topics import Cluster, device_name
 from protocol.transport.mqtt import MqttOptions, MqttTransport
+
+if TYPE_CHECKING:
+    from agent.learn.federation import Federation
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ def _assemble(config: AgentConfig, engine: GgufEngine, tell: Callable[[str], Non
     with ExitStack() as opened:
         learner = None
         if config.policy.learn:
-            learner = _learner(config, engine, folder, policy)
-            opened.callback(learner.close)
+            ledger = Ledger(folder / "ledger.db")
+            opened.callback(ledger.close)
+            learner = Learner(ledger, policy, goal(config.policy), config.policy.measure, engine.info.fingerprint)
         note = learner.note if learner is not None else _forget
         if not config.memory.enabled:
             agent = Agent(engine, options, cloud, config.api.queue, note=note)
@@ -105,12 +107,11 @@ def _forget(token: Token, position: int) -> None:
     """For a device that does not learn."""
 
 
-def _learner(config: AgentConfig, engine: GgufEngine, folder: Path, policy: ThresholdPolicy) -> Learner:
-    ledger = Ledger(folder / "ledger.db")
-    return Learner(ledger, policy, goal(config.policy), config.policy.measure, engine.info.fingerprint)
-
-
 def _federation(config: AgentConfig, network: Network, learner: Learner, who: Identity) -> Federation:
+    from agent.learn.federation import Federation, RoundOptions  # slow to load, and without a broker not needed
+    from agent.learn.secure import Participant
+    from agent.learn.secure_link import SecureLink
+
     given, draw = config.rounds, random.SystemRandom()
     cluster = Cluster(config.device.fleet, config.device.cluster)
     participant = Participant(cluster, network.me, who, network.around.key_of, os.urandom)

@@ -7,13 +7,16 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agent.agent import Agent
 from agent.cloud import CloudResolver
-from agent.learn.federation import Federation
 from agent.learn.learner import Learner
 from agent.memory.keeper import Keeper
 from agent.peers.network import Network
+
+if TYPE_CHECKING:
+    from agent.learn.federation import Federation
 
 log = logging.getLogger(__name__)
 

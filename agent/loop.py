@@ -47,9 +47,9 @@ _RECENT = 8  # tokens that a question carries; the longest tail of a memory entr
 @dataclass(slots=True, eq=False)
 class Token:
     """One token of the answer. `provenance` None: not settled yet. `p`: its probability according to whoever produced
-    it; `p_draft`: the draft's, according to the SLM. `origin`: the other device that learned it, if one did. `beta`:
-    rejection probability, where the LLM's opinion of the draft is known. `wait`: seconds that the loop stood still for
-    it; `reply_seconds`: from the question to its reply."""
+    it; `p_draft`: the draft's, according to the SLM. `why`, `propensity`, `least`: as in Decision. `origin`: the other
+    device that learned it, if one did. `beta`: rejection probability, where the LLM's opinion of the draft is known.
+    `wait`: seconds that the loop stood still for it; `reply_seconds`: from the question to its reply."""
 
     id: int
     u: float
@@ -57,6 +57,7 @@ class Token:
     provenance: Provenance | None = None
     why: Why = Why.KEEP
     propensity: float = 1.0
+    least: float = 1.0
     draft: int = -1
     p_draft: float = 0.0
     origin: str = ""
@@ -158,7 +159,7 @@ class TokenLoop:
         if self._conversation is None:
             token.provenance = Provenance.LOCAL
             return
-        token.why, token.propensity = plan.policy.decide(u, plan.sampling.seed, position)
+        token.why, token.propensity, token.least = plan.policy.decide(u, plan.sampling.seed, position)
         if token.why is Why.KEEP:
             token.provenance = Provenance.LOCAL
             return

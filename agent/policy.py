@@ -18,10 +18,12 @@ class Why(StrEnum):
 
 
 class Decision(NamedTuple):
-    """`propensity`: the probability with which this step was going to be sent, for unbiased learning."""
+    """For unbiased learning. `propensity`: the probability with which this step was going to be sent; `least`: the
+    least with which any step was, however sure the SLM is."""
 
     why: Why
     propensity: float
+    least: float
 
 
 class Policy(ABC):
@@ -42,14 +44,12 @@ class ThresholdPolicy(Policy):
         self.threshold = threshold
         self.audit = audit
 
-    @property
-    def least_propensity(self) -> float:
-        """With which any step is sent, however sure the SLM is."""
-        return 1.0 if self.threshold <= 0.0 else self.audit
-
     def decide(self, u: float, seed: int, position: int) -> Decision:
-        if u > self.threshold or self.threshold <= 0.0:
-            return Decision(Why.ESCALATE, 1.0)
-        if self.audit > 0.0 and uniform(seed, position, _AUDIT) < self.audit:
-            return Decision(Why.AUDIT, self.audit)
-        return Decision(Why.KEEP, self.audit)
+        threshold, audit = self.threshold, self.audit  # once: whoever learns does so on another thread
+        if threshold <= 0.0:
+            return Decision(Why.ESCALATE, 1.0, 1.0)
+        if u > threshold:
+            return Decision(Why.ESCALATE, 1.0, audit)
+        if audit > 0.0 and uniform(seed, position, _AUDIT) < audit:
+            return Decision(Why.AUDIT, audit, audit)
+        return Decision(Why.KEEP, audit, audit)

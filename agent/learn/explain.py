@@ -58,11 +58,12 @@ def explain(goal: Goal, sample: Sample, seen: Histogram, threshold: float, audit
     by = [("in force", threshold)]
     by += [(one.name, own(one, sample, seen, threshold, audit).threshold) for one in dict.fromkeys((goal, *_USUAL))]
     by += [("U-HLM risk-averse", line.averse()), ("U-HLM risk-prone", line.prone())] if len(sample) else []
-    choices = [_choice(name, at, sample, seen, audit) for name, at in by]
+    choices = [choice(name, at, sample, seen, audit) for name, at in by]
     return Explanation(seen.total, len(sample), _bins(sample, seen), choices)
 
 
-def _choice(by: str, threshold: float, sample: Sample, seen: Histogram, audit: float) -> Choice:
+def choice(by: str, threshold: float, sample: Sample, seen: Histogram, audit: float) -> Choice:
+    """What a threshold does, by this device's data. `audit`: share of the steps below it that is sent all the same."""
     escalated = seen.above(threshold) if threshold > 0.0 else 1.0
     return Choice(
         by=by,

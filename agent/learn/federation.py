@@ -11,6 +11,7 @@ state, and goes on above.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from dataclasses import dataclass
 import msgspec
 
 from agent.learn.learner import Learner
-from agent.learn.noise import released, spent
+from agent.learn.noise import released, releases_with, spent
 from agent.learn.secure_link import SecureLink
+from protocol.errors import StoreError
 from protocol.peers import read
-from protocol.rounds import Agreed, Call, Learned, Update, decode_agreed, decode_call, encode
+from protocol.rounds import Agreed, Call, Update, decode_agreed, decode_call, encode
 from protocol.topics import AGREED, CALL, EDGE, UPDATE, Cluster
 from protocol.transport.base import Delivery, Transport
 
@@ -42,7 +44,7 @@ EVENTS = (
     "malformed",
     "version",
 )
-_LEAST_EVIDENCE = 10.0  # rows; what rests on fewer would only tell the others where this device started
+LEAST_EVIDENCE = 3.0  # rows; what rests on fewer would only tell the others where this device started
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,17 @@ class RoundOptions:
 
 
 class Past(msgspec.Struct, frozen=True):
-    """Of this device in rounds. `answered`: the last one that it took part in. `releases`: updates with noise so far. `agreed`: the last one, of the
-    device's own subject."""
+    """Of this device in the rounds of `cluster`. `answered`: the last one that it took part in. `number`: of the last
+    Agreed. `leaked`: 1 / noise^2 of all its updates with noise, wherever, added up."""
 
+    cluster: str = ""
     answered: int = 0
-    releases: int = 0
     number: int = 0
-    subject: str = ""
-    agreed: Learned | None = None
+    leaked: float = 0.0
+
+    def spent(self, noise: float, delta: float, more: int = 0) -> float:
+        """Epsilon, so far or after `more` updates with this noise; infinite if updates are sent without."""
+        return spent(noise, releases_with(noise, self.leaked) + more, delta) if noise else math.inf
 
 
 class Federation:
@@ -94,15 +99,14 @@ class Federation:
         self._draw = draw
         self._gauss = gauss
         self._changed = threading.Condition()  # of what follows
-        self._past = past_of(learner.ledger.get)
-        self._saved = self._past
+        self._past = self._tried = _past_in(cluster, past_of(learner.ledger.get))
+        self._highest = self._past.number  # heard
+        self._news: Agreed | None = None  # to be heeded
         self._call: tuple[Call, float] | None = None  # to be answered, and when
         self._sent: Update | None = None  # the last one
         self._behind = 0  # a round below one that was answered: the edge that called it is told once
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="rounds", daemon=True)
-        if self._past.agreed is not None and self._past.subject == learner.subject:
-            learner.heed(self._past.agreed)
         transport.subscribe(cluster.path(CALL, EDGE), self._called, qos=CALL.qos)
         transport.subscribe(cluster.path(AGREED, EDGE), self._agreed, qos=AGREED.qos)
 
@@ -119,8 +123,7 @@ class Federation:
     @property
     def spent(self) -> float:
         """Epsilon, so far; infinite if updates are sent without noise."""
-        past, options = self._past, self._options
-        return spent(options.noise, past.releases, options.delta) if options.noise else float("inf")
+        return self._past.spent(self._options.noise, self._options.delta)
 
     def start(self) -> None:
         self._thread.start()
@@ -149,38 +152,37 @@ class Federation:
         if agreed is None:
             return
         with self._changed:
-            if agreed.number < self._past.number:
+            if agreed.number < self._highest:
                 self.counts["out_of_date"] += 1
                 return
             self.counts["agreed"] += 1
-            self._heed(agreed)
-
-    def _heed(self, agreed: Agreed) -> None:
-        mine = agreed.subjects.get(self._learner.subject)
-        self._past = msgspec.structs.replace(
-            self._past, number=agreed.number, subject=self._learner.subject, agreed=mine
-        )
-        self._learner.heed(mine)
-        self._changed.notify_all()
+            self._highest, self._news = agreed.number, agreed
+            self._changed.notify_all()
 
     def _run(self) -> None:
-        while True:
+        """Learning and the disk take their time, for which the transport's thread must not wait."""
+        while not self._closed:
             with self._changed:
                 self._changed.wait_for(self._is_something_due, self._until_due())
-                closed = self._closed
                 call = self._call[0] if self._is_called() and self._call else None
                 self._call = None if call else self._call
-            self._save()
-            if closed:
-                return
-            if call is not None:
-                try:
+                news, self._news = self._news, None
+            try:
+                if news is not None:
+                    self._heed(news)
+                self._save_if_possible()
+                if call is not None and not self._closed:
                     self._answer(call)
-                except Exception as error:  # what is wrong with one round must not end the next ones
-                    log.error("round %d could not be answered: %s", call.round, type(error).__name__)
+            except Exception as error:  # what is wrong with one round must not end the next ones
+                log.error("a round was not taken part in: %s", type(error).__name__)
+        self._save_if_possible()
+
+    def _heed(self, agreed: Agreed) -> None:
+        self._learner.heed(agreed.subjects)
+        self._change(number=agreed.number)
 
     def _is_something_due(self) -> bool:
-        return self._closed or self._is_called() or self._past is not self._saved
+        return self._closed or self._is_called() or self._news is not None or self._past is not self._tried
 
     def _is_called(self) -> bool:
         return self._call is not None and self._clock() >= self._call[1]
@@ -210,52 +212,59 @@ class Federation:
         update = self._update(call, call.round)
         if update is None:
             return
-        with self._changed:
-            self._past = msgspec.structs.replace(self._past, answered=call.round)
+        self._change(answered=call.round)
         self._save()
         self.counts["sent" if self._secure.join(update, call.seconds) else "not_connected"] += 1
 
     def _update(self, call: Call, round: int) -> Update | None:
         """None: this device has nothing to say, or may not."""
-        options, learner = self._options, self._learner
-        if options.secure and not call.secure:
+        if self._options.secure and not call.secure:
             self.counts["not_secure"] += 1
             return None
-        own = learner.refresh()
-        if own is None or own.evidence < _LEAST_EVIDENCE:
+        found = self._learner.refresh()
+        if found is None or found.evidence < LEAST_EVIDENCE:
             self.counts["nothing_learned"] += 1
             return None
         exact = Update(
             round=round,
             base=self._past.number,
-            subject=learner.subject,
-            threshold=own.threshold,
-            evidence=own.evidence,
-            statistics=learner.statistics,
+            subject=found.subject,
+            threshold=found.threshold,
+            evidence=found.evidence,
+            statistics=found.statistics,
         )
-        return exact if not options.noise else self._noisy(exact)
+        return self._noisy(exact, found.agreed) if self._options.noise else exact
 
-    def _noisy(self, exact: Update) -> Update | None:
+    def _noisy(self, exact: Update, agreed: float) -> Update | None:
         options = self._options
-        if options.epsilon and spent(options.noise, self._past.releases + 1, options.delta) > options.epsilon:
+        if options.epsilon and self._past.spent(options.noise, options.delta, 1) > options.epsilon:
             self.counts["privacy_spent"] += 1
             return None
-        with self._changed:
-            self._past = msgspec.structs.replace(self._past, releases=self._past.releases + 1)
+        self._change(leaked=self._past.leaked + options.noise**-2)
         self._save()  # before it is sent: what was sent and not remembered would be privacy spent in silence
-        return released(exact, self._learner.agreed, options.clip, options.noise, self._gauss())
+        return released(exact, agreed, options.clip, options.noise, self._gauss())
 
     def _acknowledged(self, update: Update) -> None:
         with self._changed:
-            self._past = msgspec.structs.replace(self._past, answered=max(self._past.answered, update.round))
+            self._change(answered=max(self._past.answered, update.round))
             self.counts["acknowledged"] += 1
+
+    def _change(self, **what: float) -> None:
+        with self._changed:
+            self._past = msgspec.structs.replace(self._past, **what)
             self._changed.notify_all()
 
     def _save(self) -> None:
-        past = self._past
-        if past is not self._saved:
-            self._learner.ledger.put(PAST, _encode(past))
-            self._saved = past
+        """Raises StoreError; then it is tried again when there is more to save."""
+        if self._past is not self._tried:
+            self._tried = self._past
+            self._learner.ledger.put(PAST, _encode(self._tried))
+
+    def _save_if_possible(self) -> None:
+        try:
+            self._save()
+        except StoreError as error:
+            log.warning("%s", error)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -266,5 +275,11 @@ def past_of(get: Callable[[str], bytes | None]) -> Past:
     kept = get(PAST)
     try:
         return msgspec.json.decode(kept, type=Past) if kept else Past()
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Past()
+
+
+def _past_in(cluster: Cluster, past: Past) -> Past:
+    """Rounds and numbers of another cluster mean nothing here."""
+    here = f"{cluster.fleet}/{cluster.name}"
+    return past if past.cluster == here else Past(here, leaked=past.leaked)

@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,8 +27,9 @@ from protocol.rounds import Learned
 log = logging.getLogger(__name__)
 
 GOAL, STATE = "goal", "learner"  # names of what is kept in the ledger
-ENOUGH = 20.0  # steps near the threshold, from which on the configured one has no say any more
+ENOUGH = 10.0  # of evidence, from which on the configured threshold has no say any more
 
+_NOTHING = [0.0] * len(rounds.STATISTICS)  # the statistics of who has seen nothing
 _ANSWERED = {Provenance.MEMORY: Outcome.MEMORY, Provenance.PEER: Outcome.PEER}
 
 
@@ -44,6 +45,17 @@ class State(msgspec.Struct, frozen=True):
     agreed: Learned | None = None
 
 
+class Finding(NamedTuple):
+    """What a device has to tell of `subject`. `threshold`, `evidence`: as in Own; `statistics`: as
+    protocol.rounds.STATISTICS. `agreed`: the threshold of any device here that has seen nothing itself."""
+
+    subject: str
+    threshold: float
+    evidence: float
+    statistics: list[float]
+    agreed: float
+
+
 class Learner:
     """Sets `policy.threshold`. `note` is for the engine's thread; everything else for any other. `goal`: as
     configured; one that was set in the ledger goes before it. `measure`, `model` (fingerprint) and goal make the
@@ -52,16 +64,18 @@ class Learner:
     def __init__(self, ledger: Ledger, policy: ThresholdPolicy, goal: Goal, measure: str, model: str) -> None:
         self.policy = policy
         self.ledger = ledger
-        self.statistics = [0.0] * len(rounds.STATISTICS)
         self.goal = goal
         self._configured = goal
         self._start = policy.threshold
         self._about = (measure, model)
         self._noted = 0
         self._lock = threading.Lock()  # of what follows
+        self._heard: Mapping[str, Learned] = {}  # by subject
         self._agreed: Learned | None = None
         self._own = Own(policy.threshold, 0.0)
+        self._statistics = _NOTHING
         self._learned_from: tuple[object, ...] = ()
+        self._failing = self._closed = False
         self._recall()
 
     @property
@@ -73,62 +87,72 @@ class Learner:
         """What the device knows by itself."""
         return self._own
 
-    @property
-    def agreed(self) -> float:
-        """The threshold that any device would have here that has seen nothing itself."""
-        return personal(Own(self._start, 0.0), self._agreed, [0.0] * len(rounds.STATISTICS))
-
     def note(self, token: Token, position: int) -> None:
         """A settled token of an answer for which the cloud could be asked."""
-        self._noted += 1
         if token.why is Why.KEEP:
-            self.ledger.passed(token.u, self.policy.least_propensity)
-            return
-        self.ledger.note(
-            Row(
+            self.ledger.passed(token.u, token.least)
+        else:
+            row = Row(
                 u=token.u,
                 propensity=token.propensity,
-                least=self.policy.least_propensity,
+                least=token.least,
                 outcome=_outcome(token),
                 beta=token.beta,
                 cost=1 if token.provenance is Provenance.CLOUD else 0,
-                features=Features(
-                    token.p_draft, position, math.nan if token.reply_seconds is None else token.reply_seconds
-                ),
+                features=Features(token.p_draft, position, token.reply_seconds),
             )
-        )
+            self.ledger.note(row)
+        self._noted += 1
 
-    def heed(self, agreed: Learned | None) -> None:
-        """What the others learned of this device's subject."""
+    def heed(self, agreed: Mapping[str, Learned]) -> None:
+        """What the others learned, by subject."""
         with self._lock:
-            self._agreed = agreed
+            self._heard, self._agreed = agreed, agreed.get(self.subject)
         self.refresh()
 
-    def refresh(self) -> Own | None:
-        """Learns from what came in since the last time. None: this goal's threshold is nobody else's business."""
+    def refresh(self) -> Finding | None:
+        """Learns from what came in since the last time. None: this goal's threshold is nobody else's business. A ledger
+        that fails is told of in the log, and tried again the next time."""
         with self._lock:
-            self._set_goal()
-            news = (self._noted, self.goal, self._agreed)
-            if news != self._learned_from:
-                self._learned_from = news
-                self._learn()
-            return self._own if self.goal.federated else None
+            try:
+                self._catch_up()
+                self._failing = False
+            except StoreError as error:
+                if not self._failing:
+                    log.warning("%s", error)
+                self._failing = True
+            if not self.goal.federated:
+                return None
+            agreed = personal(Own(self._start, 0.0), self._agreed, _NOTHING)
+            return Finding(self.subject, self._own.threshold, self._own.evidence, self._statistics, agreed)
 
     def close(self) -> None:
-        """Learns from what is left. The engine has ended by now."""
-        self.refresh()
-        self.ledger.close()
+        """Learns from what is left. The engine has ended by now. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self.refresh()
+            self.ledger.close()
+
+    # From here on: with the lock.
+
+    def _catch_up(self) -> None:
+        self._set_goal()
+        news = (self._noted, self.goal, self._agreed)
+        if news != self._learned_from:
+            self._learn()
+            self._learned_from = news
 
     def _set_goal(self) -> None:
         goal = goal_of(self.ledger.get, self._configured)
         if goal != self.goal:
-            self.goal, self._agreed = goal, None  # what was agreed is about another goal
+            self.goal = goal
+            self._agreed = self._heard.get(self.subject)  # what was agreed so far is about another goal
             self._own = Own(self._start, 0.0)
 
     def _learn(self) -> None:
         sample, seen = self.ledger.sample(), self.ledger.seen()
         self._own = goals.own(self.goal, sample, seen, self._own.threshold, self.policy.audit)
-        self.statistics = statistics(sample, seen)
+        self._statistics = statistics(sample, seen)
         self.policy.threshold = self._threshold()
         state = State(
             threshold=self.policy.threshold,
@@ -138,26 +162,22 @@ class Learner:
             subject=self.subject,
             agreed=self._agreed,
         )
-        try:
-            self.ledger.put(STATE, msgspec.json.encode(state))
-        except StoreError as error:
-            log.warning("%s", error)
+        self.ledger.put(STATE, msgspec.json.encode(state))
 
     def _threshold(self) -> float:
         if self._agreed is not None or not self.goal.federated:
-            return personal(self._own, self._agreed, self.statistics)
+            return personal(self._own, self._agreed, self._statistics)
         weight = min(1.0, self._own.evidence / ENOUGH)
         return weight * self._own.threshold + (1.0 - weight) * self._start
 
     def _recall(self) -> None:
         """Goes on where the last process ended."""
-        with self._lock:
-            self._set_goal()
-            state = state_of(self.ledger.get)
-            if state is not None and state.goal == goals.plain(self.goal) and state.subject == self.subject:
-                self._own = Own(state.own, 0.0 if state.evidence is None else state.evidence)
-                self._agreed = state.agreed
-                self.policy.threshold = state.threshold
+        self._set_goal()
+        state = state_of(self.ledger.get)
+        if state is not None and state.goal == goals.plain(self.goal) and state.subject == self.subject:
+            self._own = Own(state.own, 0.0 if state.evidence is None else state.evidence)
+            self._agreed = state.agreed
+            self.policy.threshold = state.threshold
 
 
 def state_of(get: Callable[[str], bytes | None]) -> State | None:
@@ -165,7 +185,7 @@ def state_of(get: Callable[[str], bytes | None]) -> State | None:
     kept = get(STATE)
     try:
         return msgspec.json.decode(kept, type=State) if kept else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -3,8 +3,8 @@
     note, passed ──► queue in RAM ──► SQLite
     (the engine's thread)     └── writer thread ──┘
 
-Bounded by rows, of which the oldest go first. If the disk refuses, rows stay in RAM within the same bound. No clock is
-asked but for when to write.
+Bounded by rows that the LLM answered and by others, of which the oldest go first. If the disk refuses, rows stay in
+RAM within the same bound. No clock is asked but for when to write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from protocol.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-ROWS = 20_000
+ROWS = 20_000  # of either kind
 _LINGER_S = 2.0  # how long rows wait for others to share their commit
 _LONGEST_PAUSE_S = 60.0  # after failed writes
 _STEPS = 1_000  # that were not sent, after which their histogram is written even without a row
@@ -65,7 +65,7 @@ class Ledger:
             self._take()
             new = [entry.fields for entry in self._unsaved]
             try:
-                return Columns.of([*self._file.rows(), *new][-self._rows :]).sample()
+                return Columns.of([*self._file.rows(), *new]).sample(self._rows)
             except sqlite3.Error as error:
                 self._failed(error)
                 raise StoreError(f"the ledger cannot be read: {error}") from None

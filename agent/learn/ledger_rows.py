@@ -36,7 +36,7 @@ class Features(NamedTuple):
 class Row(NamedTuple):
     """A step that was to be sent. `propensity`: with which it was; `least`: the least that any step had under the
     policy in force, which is its rate of audits, or 1 while it sends everything. `beta` None: the LLM did not tell.
-    `cost`: tokens that the LLM wrote for it, used or not, late or not (bytes are counted per link, not per step)."""
+    `cost`: tokens of the LLM that settled it (what it wrote in vain, and bytes, are counted per link)."""
 
     u: float
     propensity: float
@@ -98,24 +98,29 @@ class Columns(NamedTuple):
             np.array(kept, np.int64),
         )
 
-    def sample(self) -> Sample:
-        """The rows that the LLM answered; where it told no probability, beta is 1 if it wrote another token, else 0.
+    def sample(self, most: int | None = None) -> Sample:
+        """The rows that the LLM answered, the last `most` of them; where it told no probability, beta is 1 if
+        it wrote another token, else 0.
 
         What memory or a peer answered would not have reached the cloud: such rows are left out, and the steps kept
-        before them belong to the next one. What nobody answered is missing: it is left out with the steps kept before
-        it, or an outage would look as if nothing differed.
+        before them belong to the next one that went there. What nobody answered is missing: it is left out with the
+        steps that belong to it, or an outage would look as if nothing differed.
         """
         differs = self.outcome == Outcome.DIFFERED
-        at = np.flatnonzero(differs | (self.outcome == Outcome.AGREED))
-        if not len(at):
+        answered = differs | (self.outcome == Outcome.AGREED)
+        sent = np.flatnonzero(answered | (self.outcome == Outcome.FALLBACK))
+        if not len(sent):
             return Sample.empty()
-        first, end = np.concatenate([[0], at[:-1] + 1]), int(at[-1]) + 1
-        kept = np.where(self.outcome == Outcome.FALLBACK, 0, self.kept)[:end]
+        first, end = np.concatenate([[0], sent[:-1] + 1]), int(sent[-1]) + 1
+        kept, least = np.add.reduceat(self.kept[:end], first), np.minimum.reduceat(self.least[:end], first)
+        rows = np.flatnonzero(answered[sent])
+        rows = rows if most is None else rows[-most:]
+        at = sent[rows]
         return Sample(
             u=self.u[at],
             beta=np.where(np.isnan(self.beta), differs, self.beta)[at],
             propensity=self.propensity[at],
             differs=differs[at],
-            kept=np.add.reduceat(kept, first),
-            least=np.minimum.reduceat(self.least[:end], first),
+            kept=kept[rows],
+            least=least[rows],
         )

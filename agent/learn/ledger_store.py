@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agent.learn.ledger_rows import Columns, Entry, Fields, Since
+from agent.learn.ledger_rows import Columns, Entry, Fields, Outcome, Since
 from agent.learn.sample import BINS, Histogram, Sample
 from agent.memory.store import damaged
-from protocol.errors import StoreError, StoreInUse
+from protocol.errors import StoreError
+from protocol.folder_lock import FolderLock
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -27,6 +28,8 @@ _BUSY_S = 5.0
 _LOG_BYTES = 1 << 20  # of WAL, at which it is copied back
 _COLUMNS = "u, beta, propensity, least, outcome, kept"
 _MORE = "cost, p, position, reply_seconds"
+_ANSWERED = f"('{Outcome.AGREED}', '{Outcome.DIFFERED}')"
+_OLD = f"SELECT id FROM rows WHERE outcome {{}} {_ANSWERED} ORDER BY id DESC LIMIT 1 OFFSET ?"
 
 
 class LedgerFile:
@@ -35,7 +38,7 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._guard = _guard(path)
+        self._guard = FolderLock(path.parent, path.with_suffix(".lock").name, "the ledger's", "device.folder")
         try:
             self._db = _open(path)
         except BaseException:
@@ -43,14 +46,19 @@ class LedgerFile:
             raise
 
     def write(self, new: Iterable[Entry], seen: Histogram, since: Since, most: int) -> None:
-        """All of it, and on the disk when this returns, or nothing. The oldest rows above `most` go."""
+        """All of it, and on the disk when this returns, or nothing. The oldest rows go: `most` that the LLM answered
+        stay, with what lies between them, and of the others `most` too, so that an outage does not push out what was
+        learned."""
         rows = [(*entry.fields, entry.row.cost, *entry.row.features) for entry in new]
         with _transaction(self._db) as db:
             db.executemany(
                 f"INSERT INTO rows ({_COLUMNS}, {_MORE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
-            db.execute("DELETE FROM rows WHERE id <= (SELECT max(id) FROM rows) - ?", (most,))
+            db.execute(f"DELETE FROM rows WHERE id <= ({_OLD.format('IN')})", (most,))
+            db.execute(
+                f"DELETE FROM rows WHERE outcome NOT IN {_ANSWERED} AND id <= ({_OLD.format('NOT IN')})", (most,)
+            )
             counts = seen.counts.astype("<f8").tobytes()
             db.execute("UPDATE seen SET counts = ?, kept = ?, least = ?", (counts, since.kept, since.least))
 
@@ -170,23 +178,6 @@ def _explained(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: the ledger cannot be used: {error}") from None
 
 
-def _guard(path: Path) -> sqlite3.Connection:
-    """A lock that ends with its holder, however that ends."""
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guard = sqlite3.connect(path.with_suffix(".lock"), 0.0, isolation_level=None, check_same_thread=False)
-        try:
-            guard.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            guard.close()
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-                raise StoreInUse(
-                    f"{path}: in use by another process; stop it, or give this one another folder"
-                ) from None
-            raise
-        return guard
-
-
 def _open(path: Path) -> sqlite3.Connection:
     with _explained(path):
         try:
@@ -203,12 +194,26 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _replace(path: Path) -> sqlite3.Connection:
     aside = path.with_name(path.name + ".damaged")
+    values = _salvaged(path)
     if path.exists():
         path.replace(aside)
-        log.error("%s: damaged; moved to %s. It is learned anew, towards the configured goal", path, aside.name)
+        kept = "goal and rounds are kept" if values else "towards the configured goal"
+        log.error("%s: damaged; moved to %s. It is learned anew; %s", path, aside.name, kept)
     for rest in ("-wal", "-shm"):
         path.with_name(path.name + rest).unlink(missing_ok=True)
-    return _connect(path)
+    db = _connect(path)
+    for name, value in values:
+        _put(db, name, value)
+    return db
+
+
+def _salvaged(path: Path) -> list[tuple[str, bytes]]:
+    """The values, if they at least can be read: the goal that was set, and the privacy that is spent."""
+    with contextlib.suppress(sqlite3.Error):
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", _BUSY_S, uri=True)
+        with contextlib.closing(db):
+            return db.execute("SELECT name, value FROM \"values\" WHERE typeof(value) = 'blob'").fetchall()
+    return []
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -4,6 +4,7 @@ propensity weights from those that were sent."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -46,11 +47,26 @@ class Loss(ABC):
         return float((weights * self._slope(sample, tau)).sum() / weights.sum())
 
     def evidence(self, sample: Sample, tau: float) -> float:
-        """How many steps near tau there are: Kish's effective number (1965), each counted by the logistic kernel,
-        which is 1 at tau."""
+        """How much the sample says for tau, in steps near it: those that are (Kish's effective number, 1965, each
+        counted by the logistic kernel, which is 1 at tau), and how sure it is that tau lies between what should be kept
+        and what should be sent, which is all that there is where the best threshold is an end of [0, 1]."""
         weights, kernel = sample.weights(), 4.0 * np.exp(_log_kernel(self._distance(sample, tau)))
         total = float((weights**2 * kernel).sum())
-        return float((weights * kernel).sum() ** 2 / total) if total > 0.0 else 0.0
+        near = float((weights * kernel).sum() ** 2 / total) if total > 0.0 else 0.0
+        return min(near + self._surety(sample, tau), float(weights.sum() ** 2 / (weights**2).sum()), len(sample))
+
+    def _surety(self, sample: Sample, tau: float) -> float:
+        """z^2 of the less sure side of tau. z: by how many standard deviations the steps from tau on, as far as that is
+        most, are worth what is done with them."""
+        gain = sample.weights() * self._slope(sample, tau)
+        below, above, audited = sample.u <= tau, sample.u > tau, sample.propensity < 1.0
+        up = _most_sure(sample.u[above], gain[above]) ** 2 if above.any() else math.inf
+        if below.any():
+            return min(up, _most_sure(-sample.u[below], -gain[below]) ** 2)
+        # All should be sent. Of those that were kept only audits tell: one that is still to come may say otherwise.
+        kept = float(sample.kept.sum()) / sample.steps
+        by_audits = _most_sure(sample.u[audited], gain[audited]) ** 2
+        return min(up, (1.0 + by_audits) / kept) if kept else up
 
     @abstractmethod
     def _slope(self, sample: Sample, tau: float) -> Floats:
@@ -108,3 +124,10 @@ def _log_kernel(distance: Floats) -> Floats:
     """log(s (1 - s)) of s = sigmoid(distance), exact however far."""
     near = np.abs(distance)
     return np.asarray(-near - 2.0 * np.log1p(np.exp(-near)))
+
+
+def _most_sure(order: Floats, gain: Floats) -> float:
+    """The largest z of the sums of the first gains in this order; 0 if none is above 0."""
+    first = gain[np.argsort(order, kind="stable")]
+    z = np.cumsum(first) / np.sqrt(np.cumsum(first**2) + 1e-12)
+    return max(0.0, float(z.max(initial=0.0)))

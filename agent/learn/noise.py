@@ -43,8 +43,8 @@ def released(update: Update, agreed: float, clip: float, noise: float, draw: flo
     return replace(update, threshold=shown, evidence=1.0, statistics=None, clip=clip, noise=noise)
 
 
-def spent(noise: float, releases: int, delta: float) -> float:
-    """Epsilon at `delta` after so many updates: the least e with
+def spent(noise: float, releases: float, delta: float) -> float:
+    """Epsilon at `delta` after so many updates (those with other noise count as `releases_with` says): the least e with
 
         Phi(mu / 2 - e / mu) - exp(e) Phi(-mu / 2 - e / mu) <= delta,    mu = 2 sqrt(releases) / noise
 
@@ -53,7 +53,7 @@ def spent(noise: float, releases: int, delta: float) -> float:
     _check(noise)
     if not 0.0 < delta < 1.0:
         raise ConfigError(f"delta = {delta} is no probability of failure: choose one below 1 / devices, 1e-5 say")
-    mu = 2.0 * math.sqrt(max(releases, 0)) / noise
+    mu = 2.0 * math.sqrt(max(releases, 0.0)) / noise
     if mu == 0.0 or _delta(0.0, mu) <= delta:
         return 0.0
     low, high = 0.0, mu * mu / 2.0 + mu * math.sqrt(2.0 * math.log(1.0 / delta))  # enough: Bun and Steinke 2016, 1.3
@@ -64,6 +64,11 @@ def spent(noise: float, releases: int, delta: float) -> float:
         else:
             high = middle
     return high
+
+
+def releases_with(noise: float, leaked: float) -> float:
+    """How many updates with this noise tell as much as those of which 1 / noise^2 adds up to `leaked`: mu^2 adds up."""
+    return leaked * noise * noise
 
 
 def _delta(epsilon: float, mu: float) -> float:

@@ -22,14 +22,14 @@ from agent.memory.memory_bounds import Bounds, disk_bytes, log_bytes
 from agent.memory.memory_judge import Judgement
 from agent.memory.memory_lookup import Lookup
 from agent.memory.memory_merges import Merges
-from agent.memory.memory_open import DATABASE, open_store, start_over
+from agent.memory.memory_open import DATABASE, LOCK, open_store, start_over
 from agent.memory.memory_state import MemoryClock, State
 from agent.memory.memory_stats import MemoryStats, OriginStats, SpaceStats
 from agent.memory.memory_writer import Change, Writer
 from agent.memory.segments_build import Builder, ChildBuilder
 from agent.memory.store import Store, damaged
-from agent.memory.store_lock import FolderLock
 from agent.memory.store_reader import Readers
+from protocol.folder_lock import FolderLock
 from protocol.memory import Entry
 
 MAX_BYTES = 128_000_000
@@ -63,7 +63,7 @@ class EntryMemory:
         """
         self.folder = folder
         self._closed = False
-        self._lock_file = FolderLock(folder)
+        self._lock_file = FolderLock(folder, LOCK, "the memory's", "device.folder")
         self._child = ChildBuilder()
         try:
             self._state = State()

@@ -15,6 +15,7 @@ from protocol.errors import StoreError
 from protocol.memory import Entry
 
 DATABASE = "memory.db"
+LOCK = "memory.lock"
 _BESIDE = ("", "-wal", "-shm")  # what belongs to a database file
 
 _log = logging.getLogger(__name__)

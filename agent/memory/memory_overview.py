@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.memory.memory_bounds import disk_bytes
-from agent.memory.memory_open import DATABASE
+from agent.memory.memory_open import DATABASE, LOCK
 from agent.memory.memory_stats import OriginStats
 from agent.memory.store import SCHEMA
-from agent.memory.store_lock import holder
 from agent.memory.store_reader import connect
 from protocol.errors import StoreError
+from protocol.folder_lock import holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,5 +77,5 @@ def overview(folder: Path) -> Overview:
         ],
         disk_bytes=disk_bytes(folder),
         age_s=age,
-        process=holder(folder),
+        process=holder(folder, LOCK),
     )

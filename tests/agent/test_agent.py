@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.agent import Account, Agent, Event, Options, Piece, Request
-from agent.policy import Decision, ThresholdPolicy, Policy
+from agent.policy import Decision, Policy, ThresholdPolicy
 from agent.resolver import Conversation
 from models.engine.base import Engine, Step
 from models.engine.gguf import GgufEngine

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from agent.assemble import spaces_named, usable
 from agent.memory.key import KEY_BYTES
 from protocol.errors import ConfigError
 from protocol.memory import Entry
+from tests.brokers import ROOT
 
 
 def entry(width: int, token: int) -> Entry:
@@ -38,3 +42,12 @@ def test_what_is_no_space_is_named_in_the_error(wrong: str) -> None:
 )
 def test_only_what_the_model_can_make_and_read_is_usable(width: int, token: int, wanted: bool) -> None:
     assert usable(vocab=100)(entry(width, token)) is wanted
+
+
+def test_what_only_rounds_need_is_not_loaded_without_a_broker() -> None:
+    """Their messages and cryptography take some tens of milliseconds of each `skerry ask`."""
+    code = (
+        "import sys, tools.commands.ask; print([name for name in sys.modules if 'secure' in name or 'federat' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

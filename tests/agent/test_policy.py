@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agent.policy import ThresholdPolicy, Policy, Why
+from agent.policy import Policy, ThresholdPolicy, Why
 from models.sampling import uniform
 
 
@@ -34,6 +34,12 @@ def test_propensities(policy: Policy) -> None:
     audited = ThresholdPolicy(0.25, audit=0.3)
     assert {audited.decide(0.1, 0, at).propensity for at in range(100)} == {0.3}
     assert audited.decide(0.9, 0, 0).propensity == 1.0
+
+
+def test_each_decision_says_the_least_propensity_of_any_step() -> None:
+    audited = ThresholdPolicy(0.25, audit=0.3)
+    assert {audited.decide(u, 0, at).least for u in (0.1, 0.9) for at in range(100)} == {0.3}
+    assert ThresholdPolicy(0.0, audit=0.3).decide(0.1, 0, 0).least == 1.0
 
 
 def test_audits_their_share_at_random() -> None:

@@ -34,7 +34,8 @@ def escalate(learner: Learner, count: int, seed: int = 0) -> None:
     """Steps whose beta is u: the price is met at u = 0.3."""
     for at, u in enumerate(np.random.default_rng(seed).random(count).tolist()):
         differs = u > 0.5
-        learner.note(Token(int(differs), u, 0.5, Provenance.CLOUD, Why.ESCALATE, 1.0, draft=0, p_draft=0.5, beta=u), at)
+        asked = (Provenance.CLOUD, Why.ESCALATE, 1.0, 0.01)
+        learner.note(Token(int(differs), u, 0.5, *asked, draft=0, p_draft=0.5, beta=u), at)
 
 
 @dataclass

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from agent.learn.federation import RoundOptions
+from agent.learn.federation import PAST, Past, RoundOptions
 from agent.learn.goals import Fixed
+from agent.learn.ledger_store import LedgerValues
 from agent.learn.noise import spent
+from protocol.errors import StoreError
 from protocol.rounds import encode
 from protocol.topics import AGREED, CALL, EDGE
 from protocol.transport.bus import Bus
@@ -213,3 +218,84 @@ def test_what_is_malformed_is_counted_and_changes_nothing(
     assert device.federation.counts["malformed"] + device.federation.counts["version"] == 2
     assert device.policy.threshold == 0.25
     assert device.transport.handler_errors == 0
+
+
+def test_the_links_thread_does_not_wait_for_learning(bus: Bus, edge: EdgeFake, start: Callable[..., Device]) -> None:
+    """Peers' answers come on it too, and are of use for 50 ms."""
+    device = start()
+    with device.learner._lock:  # it learns, or the disk is slow
+        edge.agree(3, 0.6, device.learner.subject)
+        bus.settle()
+        assert device.federation.number == 0
+    wait(lambda: device.federation.number == 3)
+    assert device.policy.threshold == pytest.approx(0.6)
+
+
+def test_a_disk_that_refuses_does_not_end_the_rounds(
+    edge: EdgeFake, start: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = start()
+    escalate(device.learner, 500)
+
+    def refuse(name: str, value: bytes) -> None:
+        raise StoreError("the ledger cannot be written: disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(device.ledger, "put", refuse)
+        edge.call(1)
+        wait(lambda: device.federation.answered == 1)
+        edge.agree(1, 0.4, device.learner.subject)
+        wait(lambda: device.federation.number == 1)
+    edge.call(2)
+    wait(lambda: device.federation.answered == 2)
+    assert [update.round for update in edge.updates] == [1, 2]
+    again = start()
+    assert (again.federation.answered, again.federation.number) == (2, 1), "it was saved when the disk took it"
+
+
+def test_noise_that_cannot_be_written_down_is_not_sent(
+    bus: Bus, edge: EdgeFake, start: Callable[..., Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = start(options=RoundOptions(noise=4.0))
+    escalate(device.learner, 500)
+    tried = threading.Event()
+
+    def refuse(name: str, value: bytes) -> None:
+        tried.set()
+        raise StoreError("the ledger cannot be written: disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(device.ledger, "put", refuse)
+        edge.call(1)
+        assert tried.wait(30.0)
+        device.federation.close()
+    bus.settle()
+    assert not edge.updates
+
+
+def test_in_another_cluster_rounds_begin_anew_and_privacy_does_not(
+    edge: EdgeFake, start: Callable[..., Device], tmp_path: Path
+) -> None:
+    with closing(LedgerValues(tmp_path / "barn.db")) as values:
+        values.put(PAST, msgspec.json.encode(Past("home/other", answered=40, number=50, leaked=2 / 16)))
+    device = start(options=RoundOptions(noise=4.0))
+    assert device.federation.spent == pytest.approx(spent(4.0, 2, 1e-5))
+    escalate(device.learner, 500)
+    edge.agree(1, 0.6, device.learner.subject)
+    edge.call(1)
+    wait(lambda: device.federation.answered == 1)
+    assert device.federation.number == 1
+    assert [update.round for update in edge.updates] == [1]
+    assert device.federation.spent == pytest.approx(spent(4.0, 3, 1e-5))
+
+
+def test_more_noise_from_now_on_does_not_take_back_what_was_told(edge: EdgeFake, start: Callable[..., Device]) -> None:
+    device = start(options=RoundOptions(noise=2.0))
+    escalate(device.learner, 500)
+    edge.call(1)
+    wait(lambda: device.federation.answered == 1)
+    device = start(options=RoundOptions(noise=100.0, epsilon=1.0))
+    assert device.federation.spent == pytest.approx(spent(2.0, 1, 1e-5))
+    edge.call(2)
+    wait(lambda: device.federation.counts["privacy_spent"] == 1)
+    assert len(edge.updates) == 1

@@ -96,8 +96,9 @@ def test_a_whole_secure_round_with_the_edges_own_rounds(bus: Bus, fleet: list[De
     wait(lambda: all(device.federation.number == 1 for device in fleet))
     weight = sum(one.evidence for one in own if one)
     mean = sum(one.evidence * one.threshold for one in own if one) / weight
-    found = fleet[0].learner.agreed
-    assert found == pytest.approx(mean, abs=1e-6), "what a device without evidence would go by"
+    found = fleet[0].learner.refresh()
+    assert found is not None
+    assert found.agreed == pytest.approx(mean, abs=1e-6), "what a device without evidence would go by"
     home.close()
     rounds.close()
 

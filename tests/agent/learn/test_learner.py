@@ -18,7 +18,7 @@ from agent.learn.ledger_store import LedgerReader, LedgerValues
 from agent.loop import Token
 from agent.policy import ThresholdPolicy, Why
 from agent.resolver import Provenance
-from protocol.rounds import Learned, Level
+from protocol.rounds import Learned, Level, subject
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def live(learner: Learner, steps: int, seed: int) -> int:
     rng, asked = np.random.default_rng(seed), 0
     for at in range(steps):
         u, differs = float(rng.random()), int(rng.random() < 0.5)
-        why, propensity = learner.policy.decide(u, seed, at)
+        why, propensity, least = learner.policy.decide(u, seed, at)
         if why is Why.KEEP:
-            token = Token(0, u, 0.5, Provenance.LOCAL, why, propensity, draft=0, p_draft=0.5)
+            token = Token(0, u, 0.5, Provenance.LOCAL, why, propensity, least, draft=0, p_draft=0.5)
         else:
             asked += 1
             differs = int(rng.random() < u)
-            token = Token(differs, u, 0.5, Provenance.CLOUD, why, propensity, draft=0, p_draft=0.5, beta=u)
+            token = Token(differs, u, 0.5, Provenance.CLOUD, why, propensity, least, draft=0, p_draft=0.5, beta=u)
         learner.note(token, at)
     return asked
 
@@ -123,7 +123,7 @@ def test_a_goal_that_cannot_be_read_is_not_followed(
 def test_it_goes_on_where_it_ended(start: Callable[..., Learner], tmp_path: Path) -> None:
     learner = start()
     live(learner, 2000, 0)
-    learner.heed(Learned(Level(0.6, 100.0, 5)))
+    learner.heed({learner.subject: Learned(Level(0.6, 100.0, 5))})
     threshold = learner.policy.threshold
     assert threshold != 0.25
     again = start()
@@ -137,7 +137,7 @@ def test_it_goes_on_where_it_ended(start: Callable[..., Learner], tmp_path: Path
 
 def test_what_was_learned_for_one_goal_is_not_taken_for_another(start: Callable[..., Learner]) -> None:
     learner = start(Price(0.3))
-    learner.heed(Learned(Level(0.9, 1e6, 50)))
+    learner.heed({learner.subject: Learned(Level(0.9, 1e6, 50))})
     assert learner.policy.threshold == pytest.approx(0.9)
     other = start(Price(0.2))
     other.refresh()
@@ -158,5 +158,55 @@ def test_a_disk_that_refuses_does_not_stop_learning(
     monkeypatch.setattr(learner.ledger, "put", refuse)
     learner.refresh()
     assert learner.policy.threshold != 0.25
-    assert "disk full" in caplog.text
+    learner.refresh()
+    assert caplog.text.count("disk full") == 1, "said once"
     monkeypatch.undo()
+
+
+def test_a_ledger_that_cannot_be_read_leaves_everything_as_it_was(
+    start: Callable[..., Learner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protocol.errors import StoreError
+
+    learner = start()
+
+    def refuse(*_: object) -> None:
+        raise StoreError("the ledger cannot be read: disk I/O error")
+
+    live(learner, 2000, 0)
+    for reads in ("sample", "get"):
+        with monkeypatch.context() as broken:
+            broken.setattr(learner.ledger, reads, refuse)
+            found = learner.refresh()
+            assert found is not None
+            assert (found.threshold, learner.policy.threshold) == (0.25, 0.25)
+    learner.refresh()
+    assert learner.policy.threshold != 0.25, "what came in meanwhile is not lost"
+    learner.close()
+    learner.close()
+
+
+def test_a_step_is_noted_with_the_policy_that_decided_it(start: Callable[..., Learner]) -> None:
+    learner = start(audit=0.02)
+    kept = Token(0, 0.1, 0.5, Provenance.LOCAL, *learner.policy.decide(0.1, 0, 0))
+    sent = Token(0, 0.9, 0.5, Provenance.CLOUD, *learner.policy.decide(0.9, 0, 1), draft=0, beta=0.5)
+    assert kept.why is Why.KEEP
+    learner.policy.threshold = 0.0  # set in mid-answer, before the two are settled
+    learner.note(kept, 0)
+    learner.note(sent, 1)
+    assert learner.ledger.sample().least.tolist() == [0.02], "a difference in the kept step would not have been seen"
+
+
+def test_what_others_learned_for_another_goal_is_at_hand_when_that_is_set(
+    start: Callable[..., Learner], tmp_path: Path
+) -> None:
+    learner = start(Price(0.3))
+    other = subject("entropy", "model", Price(0.1).name)
+    learner.heed({learner.subject: Learned(Level(0.6, 1e6, 50)), other: Learned(Level(0.1, 1e6, 50))})
+    assert learner.policy.threshold == pytest.approx(0.6)
+    with closing(LedgerValues(tmp_path / "ledger.db")) as values:
+        values.put(GOAL, json.dumps(goals.plain(Price(0.1))).encode())
+    found = learner.refresh()
+    assert learner.policy.threshold == pytest.approx(0.1)
+    assert found is not None
+    assert (found.subject, found.agreed) == (other, pytest.approx(0.1))

@@ -74,6 +74,30 @@ def test_the_oldest_rows_go_first(path: Path) -> None:
         assert db.execute("SELECT count(*) FROM rows").fetchone() == (50,)
 
 
+def test_an_outage_does_not_push_out_what_was_learned(path: Path) -> None:
+    ledger = Ledger(path, rows=50)
+    fill(ledger, 30)
+    for number in range(500):
+        ledger.note(row(number, Outcome.FALLBACK if number % 2 else Outcome.MEMORY, beta=None))
+        if number % 100 == 0:
+            ledger.flush()
+    assert len(ledger.sample()) == 30
+    ledger.close()
+    with sqlite3.connect(path) as db:
+        counts = dict(db.execute("SELECT outcome IN ('agreed', 'differed'), count(*) FROM rows GROUP BY 1"))
+    assert counts == {0: 50, 1: 30}
+
+
+def test_what_lay_before_a_forgotten_answer_does_not_count_for_the_next(path: Path) -> None:
+    ledger = Ledger(path, rows=10)
+    for number in range(40):
+        ledger.passed(0.1, 0.02)
+        ledger.note(row(number, Outcome.MEMORY if number % 5 == 4 else Outcome.AGREED))
+        ledger.flush()
+    assert ledger.sample().kept.tolist() == [1, 1, 2, 1, 1, 1, 2, 1, 1, 1]
+    ledger.close()
+
+
 def test_kept_steps_are_counted_across_a_restart(path: Path) -> None:
     ledger = Ledger(path)
     ledger.note(row())

@@ -39,6 +39,13 @@ def test_what_nobody_answers_is_missing_with_the_steps_before_it() -> None:
     assert Columns.of(rows).sample().kept.tolist() == [7, 3]
 
 
+def test_an_outage_in_which_memory_answers_takes_the_steps_before_that_with_it() -> None:
+    """An audit of any of the 800 would not have been answered either."""
+    rows = [fields(Outcome.AGREED, 7), fields(Outcome.MEMORY, 800), fields(Outcome.FALLBACK, 1)]
+    rows += [fields(Outcome.MEMORY, 2), fields(Outcome.AGREED, 3)]
+    assert Columns.of(rows).sample().kept.tolist() == [7, 5]
+
+
 def test_an_outage_does_not_look_like_agreement() -> None:
     """Half of all steps differ, one in ten is audited, and of nine out of ten audits there is no answer."""
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Only one process writes a memory: a lock that ends with its holder, however that ends."""
+"""One process at a time uses a folder: a lock that ends with its holder, however that ends."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from pathlib import Path
 
 from protocol.errors import StoreError, StoreInUse
 
-_NAME = "memory.lock"
-
 
 class FolderLock:
-    """Held from construction to `close`. Raises StoreError if another holds it or the folder can't be written."""
+    """Held from construction to `close`, through the file `name` in the folder. `what`: for messages, as `the edge's`;
+    `setting`: the key that names the folder. Raises StoreError if it cannot be written, StoreInUse if another process
+    has it."""
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / _NAME
+    def __init__(self, folder: Path, name: str, what: str, setting: str) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StoreError(f"the memory's folder {folder} cannot be written: {error.strerror}") from None
+            raise StoreError(f"{what} folder {folder} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             process = _read(self._descriptor) or "unknown"
             os.close(self._descriptor)
             raise StoreInUse(
-                f"the memory in {folder} is in use by process {process}: stop it, or give this one another folder"
+                f"{what} folder {folder} is in use by process {process}: stop it, or choose another one ({setting})"
             ) from None
         os.ftruncate(self._descriptor, 0)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only the number of its holder is missing
@@ -38,10 +37,10 @@ class FolderLock:
         os.close(self._descriptor)
 
 
-def holder(folder: Path) -> int | None:
-    """The process that uses the memory, if one does."""
+def holder(folder: Path, name: str) -> int | None:
+    """The process that uses the folder, if one does."""
     try:
-        descriptor = os.open(folder / _NAME, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
