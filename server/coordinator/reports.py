@@ -6,14 +6,13 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocol.rounds import MAX_JUMP, Report
+from protocol.rounds import Report
 
 
 class Verdict(enum.StrEnum):
     ACCEPTED = "accepted"
     REPEATED = "repeated"  # the one that is known
     OLD = "old"
-    ABSURD = "absurd"  # a number that jumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +31,13 @@ class Reports:
         self._silence = silence
 
     def take(self, cluster: str, report: Report, now: float, *, retained: bool) -> Verdict:
-        """Numbers have to grow. A cluster that counts no more may begin anew, if it speaks now: what its broker had
-        kept may be from long ago."""
+        """Numbers have to grow, by whatever an edge's devices made it go on above: a jump harms that cluster alone, and
+        not for longer than `silence`. A cluster that counts no more may begin anew, if it speaks now: what its broker
+        had kept may be from long ago."""
         known = self.heard.get(cluster)
         number = known.report.number if known else 0
         if known and report.number <= number and (retained or cluster in self.present(now)):
             return Verdict.OLD if report.number < number else Verdict.REPEATED
-        if report.number > number + MAX_JUMP:
-            return Verdict.ABSURD
         self.heard[cluster] = Heard(report, now)
         return Verdict.ACCEPTED
 

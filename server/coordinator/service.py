@@ -52,7 +52,8 @@ class Coordinator:
     """None of the transports must be started yet: `start` does that, and `close` ends them and the file.
 
     `pause`: the least seconds between two publications. `silence`: seconds of running time for which a cluster's last
-    report counts. `counts`: what became of messages, by `Verdict`, and `malformed`, `version`, `flood`; `disk_errors`.
+    report counts. `counts`: what became of messages, by `Verdict`, and `malformed`, `version`, `flood`; `absurd`:
+    numbers of ours that were not believed; `disk_errors`.
     """
 
     def __init__(
@@ -159,8 +160,8 @@ class Coordinator:
                 self._unsaved.add(cluster)
                 self._rise(REPORT, cluster, max((told.overall for told in report.subjects.values()), default=0))
                 self._wake()
-        if verdict in (Verdict.OLD, Verdict.ABSURD):
-            log.warning("cluster %s: a report is refused: its number is %s", cluster, verdict)
+        if verdict is Verdict.OLD:
+            log.warning("cluster %s: a report is refused: there was one with a higher number", cluster)
 
     def _kept(self, link: Link, cluster: str, delivery: Delivery) -> None:
         """What is at the broker on our own topic: ours, or of a former self whose file is lost."""
@@ -181,7 +182,7 @@ class Coordinator:
             return False
         jump = MAX_NUMBER if kind is OVERALL else MAX_JUMP
         if source in self._raised or number > min(self._number + jump, MAX_NUMBER - MAX_JUMP):
-            self.counts[Verdict.ABSURD] += 1
+            self.counts["absurd"] += 1
             return False
         self._raised.add(source)
         self._number = number
@@ -205,9 +206,12 @@ class Coordinator:
                 if self._closing:
                     break
                 self._due = False
-            self._align()
-            self._save()
-            self._publish()
+            try:
+                self._align()
+                self._save()
+                self._publish()
+            except Exception as error:  # of what some report says: the next ones may be different
+                log.error("the clusters cannot be brought together: %s: %s", type(error).__name__, error)
         self._save()
 
     def _align(self) -> None:
@@ -216,10 +220,13 @@ class Coordinator:
             found, number = self._found, self._number + 1
         groupings = {**adopted(found), **self._groupings}
         last = max(self._overall.number, found.number)
-        wholes, self._groupings = aligned(reports, groupings, last, number, self._options)
+        wholes, groupings = aligned(reports, groupings, last, number, self._options)
+        if not wholes:
+            return  # nobody counts: the last word stays, as it would without a coordinator
+        self._groupings = groupings
         overall = fitted(Overall(number, wholes))
         with self._changed:
-            outdated = bool(wholes) and self._number > self._overall.number  # by what was heard of a former self
+            outdated = self._number > self._overall.number  # by what was heard of a former self
             if outdated or overall.subjects != self._overall.subjects:
                 self._number += 1
                 self._overall = Overall(self._number, overall.subjects)

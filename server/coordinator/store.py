@@ -4,9 +4,7 @@ synchronous=FULL). Others may read it meanwhile; a lock beside it keeps a second
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +13,8 @@ from pathlib import Path
 import msgspec
 from sqlite_utils import Database
 
-from protocol.errors import ProtocolError, StoreError, StoreInUse
+from protocol.errors import ProtocolError, StoreError
+from protocol.folder_lock import FolderLock
 from protocol.rounds import Overall, decode_overall, decode_report, encode
 from server.coordinator.groups import Grouping
 from server.coordinator.reports import Heard
@@ -23,6 +22,7 @@ from server.coordinator.reports import Heard
 log = logging.getLogger(__name__)
 
 NAME = "coordinator.db"
+LOCK = f"{NAME}.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class StateFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._lock = _locked(folder)
+        self._lock = FolderLock(folder, LOCK, "the coordinator's", "coordinator.folder")
         try:
             self._db = _open(folder / NAME)
             self.kept = _read(self._db)
         except BaseException:
-            os.close(self._lock)
+            self._lock.close()
             raise
 
     def write(
@@ -87,7 +87,7 @@ class StateFile:
 
     def close(self) -> None:
         self._db.close()
-        os.close(self._lock)
+        self._lock.close()
 
 
 def read(folder: Path) -> Kept:
@@ -102,39 +102,6 @@ def read(folder: Path) -> Kept:
             return _read(connection)
     except sqlite3.Error as error:
         raise StoreError(f"{path} cannot be read: {error}") from None
-
-
-def running(folder: Path) -> bool:
-    """Whether a coordinator uses it."""
-    try:
-        descriptor = os.open(_lock_of(folder), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _lock_of(folder: Path) -> Path:
-    return folder / f"{NAME}.lock"
-
-
-def _locked(folder: Path) -> int:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(_lock_of(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"the coordinator's folder {folder} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreInUse(f"{folder}: in use by another coordinator; stop it, or choose another folder") from None
-    return descriptor
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -29,7 +29,7 @@ REASONS = {
     "forgotten": "of a round so long ago that it may have counted already",
     "duplicate": "the same device, round and subject again",
     "superseded": "older than what the device has said since",
-    "subjects": "more subjects than one device, or one cluster, may have",
+    "subjects": "more subjects at once than one device may have",
     "crowded": "more devices than an edge keeps",
     "implausible": "far from the others, and not what the device said before",
 }
@@ -46,14 +46,14 @@ class Admission:
 
     def judge(self, update: Update, round: int, floor: int) -> str | None:
         """The reason to refuse it in `round`, or None. `floor`: the last round whose updates are not known any more."""
+        if not (0.0 <= update.clip < math.inf and (update.noise == 0.0 or NOISE[0] <= update.noise <= NOISE[1])):
+            return "noise"  # before all others, whose noise goes into the epsilon ledger
         if not 0.0 <= update.threshold <= 1.0:  # also NaN
             return "out_of_range"
         if not 0.0 < update.evidence <= MAX_EVIDENCE:
             return "evidence"
         if not all(abs(value) <= MAX_STATISTIC for value in update.statistics or ()):
             return "statistics"
-        if not (0.0 <= update.clip < math.inf and (update.noise == 0.0 or NOISE[0] <= update.noise <= NOISE[1])):
-            return "noise"
         if update.round > round:
             return "future"
         return "forgotten" if update.round <= floor else None

@@ -14,7 +14,9 @@ With n devices of which m lie, and k >= m cut off at each end, the i-th value ke
 ones in the same place, and at least the honest one m places lower. So the trimmed mean lies between the means of the
 honest values of ranks k+1-m to n-k-m and of ranks k+1 to n-k. The median is the same with one value, or two, kept: for
 m = n/5 it lies between the 37.5th and the 62.5th percentile of the honest values. Where those are normal with standard
-deviation s, that is 0.32 s for the median, and 0.37 s for the mean with a quarter trimmed at each end.
+deviation s, that is 0.32 s for the median, and 0.37 s for the mean with a quarter trimmed at each end. If some are
+late, the means are weighted, and for the median m is a share of the weight. Of fewer than 4 devices a quarter is
+nobody, and the trimmed mean is the mean.
 """
 
 from __future__ import annotations
@@ -57,14 +59,15 @@ def discount(lag: ArrayLike) -> Floats:
 
 def aggregate(values: ArrayLike, weights: ArrayLike, method: Method, trim: float = TRIM) -> Floats:
     """(n, p), (n,) -> (p,), each parameter by itself. `trim`: share of the devices cut off at each end, below 0.5,
-    rounded down to whole devices. With different weights the median is where half of the weight is on either side, and
-    `trim` a share of the weight. Raises ValueError if nobody, or nobody with weight, is there."""
+    rounded down to whole devices, whatever their weights: honest devices that are late must not make room for lies.
+    With different weights the median is where half of the weight is on either side. Raises ValueError if nobody is
+    there, or somebody has no weight."""
     of = np.asarray(values, np.float64)
     by = np.asarray(weights, np.float64)
     if of.ndim != 2 or by.shape != of.shape[:1]:
         raise ValueError(f"values must be (n, p) and weights (n,), not {of.shape} and {by.shape}")
-    if not (by >= 0.0).all() or not by.any():
-        raise ValueError("weights must be at least 0, and not all of them 0")
+    if not by.size or not (by > 0.0).all():
+        raise ValueError("there must be weights, and all of them above 0")
     if not 0.0 <= trim < 0.5:
         raise ValueError(f"trim is {trim}, and must be at least 0 and below 0.5")
     if method == "mean":
@@ -87,9 +90,8 @@ def _median(ranked: Floats, by: Floats) -> Floats:
 
 
 def _trimmed(ranked: Floats, by: Floats, trim: float) -> Floats:
-    """Mean of what is left, in which the devices on the edges of the cut count as far as they are inside."""
-    up_to = np.cumsum(by, axis=0)
-    cut = np.floor(trim * up_to[-1])
-    kept = np.clip(np.minimum(up_to, up_to[-1] - cut) - np.maximum(up_to - by, cut), 0.0, None)
-    mean: Floats = (ranked * kept).sum(axis=0) / kept.sum(axis=0)
+    """Weighted mean of the devices that are left."""
+    cut = int(trim * len(ranked))
+    left = slice(cut, len(ranked) - cut)
+    mean: Floats = (ranked[left] * by[left]).sum(axis=0) / by[left].sum(axis=0)
     return mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from protocol.sums import Sum
 from protocol.topics import EDGE, SECURE, Cluster
 from protocol.transport.base import Delivery, Transport
 from server.edge.secure import Outgoing, SecureOptions, SecureRound
+
+log = logging.getLogger(__name__)
 
 _JOIN = 0.5  # of a round's time; the rest is for the steps, of which each waits for a tenth
 _STEP = 0.1
@@ -54,8 +57,11 @@ class SecureCollector:
             ended, self._round = self._round, None
         if ended is None:
             return []
-        self.counts.update(ended.refused)
-        self.counts.update(result.reason for result in ended.results if result.reason)
+        wrong = ended.refused + Counter(result.reason for result in ended.results if result.reason)
+        self.counts.update(wrong)
+        if wrong:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(wrong.items()))
+            log.info("secure round: messages refused, or cohorts without a sum: %s", reasons)
         return [(result.subject, result.total) for result in ended.results if result.total is not None]
 
     def _heard(self, delivery: Delivery) -> None:

@@ -61,18 +61,18 @@ class Recipe:
 
 
 def conclude(
-    pending: Pending, round: int, whole: Whole | None, overall: int, recipe: Recipe, random: Random
+    pending: Pending, round: int, whole: Whole | None, overall: int, recipe: Recipe, least: int, random: Random
 ) -> tuple[Kept, list[str]]:
-    """The outcome of `round`, and the devices whose updates were implausible. `whole`: of Overall number `overall`."""
+    """The outcome of `round`, and the devices whose updates were implausible. `whole`: of Overall number `overall`.
+    Of fewer than `least` devices, also in a group, nothing is told: their level has none."""
     groups = _groups(pending, whole)
     wrong = implausible(pending.thresholds, pending.before, groups)
     at = np.flatnonzero(~wrong)
     lag = np.maximum(0.0, round - pending.rounds)
-    found = [
-        _level(pending, lag, at[groups[at] == group], recipe) for group in range(len(whole.groups) if whole else 0)
-    ]
+    members = [at[groups[at] == group] for group in range(len(whole.groups) if whole else 0)]
+    found = [_level(pending, lag, of, recipe, least) for of in members]
     told = Told(
-        _level(pending, lag, at, recipe),
+        _level(pending, lag, at, recipe, least),
         overall if found else 0,
         found,
         _sample(pending.statistics[at], random),
@@ -110,9 +110,9 @@ def _groups(pending: Pending, whole: Whole | None) -> np.ndarray:
     return np.array([-1 if math.isnan(sum(row)) else nearest(row, whole) for row in rows])
 
 
-def _level(pending: Pending, lag: Floats, at: np.ndarray, recipe: Recipe) -> Level:
+def _level(pending: Pending, lag: Floats, at: np.ndarray, recipe: Recipe, least: int) -> Level:
     """Of the devices `at`. Its evidence is what counted: capped, and less if it was late."""
-    if not at.size:
+    if at.size < max(1, least):
         return Level(0.0, 0.0, 0)
     weights = weigh(pending.evidence[at], lag[at], recipe.method)
     threshold = aggregate(pending.thresholds[at, None], weights, recipe.method, recipe.trim)[0]

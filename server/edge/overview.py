@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 
 from protocol.errors import RequestError, StoreError
+from protocol.folder_lock import holder
 from server.edge.epsilon import Releases
-from server.edge.folder import DATABASE, holder
+from server.edge.folder import DATABASE, LOCK
 from server.edge.levels import Kept
 from server.edge.round_store import LATELY, SCHEMA, Entry, Order, State, history, orders, read_state, releases
 
@@ -64,7 +65,7 @@ def overview(folder: Path) -> Overview:
         newest = db.execute("SELECT content FROM history ORDER BY number DESC LIMIT 1").fetchone()
         last = max(0, state.round - LATELY - state.collecting)
         return Overview(
-            process=holder(folder),
+            process=holder(folder, LOCK),
             state=state,
             devices=_value(db, "SELECT count(DISTINCT device) FROM updates"),
             lately=_value(db, "SELECT count(DISTINCT device) FROM updates WHERE counted > ?", last),

@@ -1,8 +1,9 @@
 """What an edge's rounds keep on disk: one SQLite database (WAL).
 
 Numbers, rounds and what was agreed are synced to the disk at each commit. An update is committed before it is
-acknowledged, so it survives the end of the process at any point; it is synced within a second, since a sync for each
-of 10,000 would take longer than their round. After a power cut that second of updates may be missing, no more.
+acknowledged, so it survives the end of the process at any point; it is synced within a second, or half a minute between
+rounds, since a sync for each of 10,000 would take longer than their round. After a power cut the updates of that time
+may be missing, no more.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from protocol.errors import StoreError
+from protocol.folder_lock import FolderLock
 from protocol.rounds import MAX_JUMP, MAX_NUMBER, Overall, Update, decode_overall
 from server.edge.epsilon import Releases
-from server.edge.folder import DATABASE, FolderLock
+from server.edge.folder import DATABASE, LOCK
 from server.edge.levels import Kept, Pending
 
 log = logging.getLogger(__name__)
@@ -31,8 +33,9 @@ SCHEMA = 1
 REMEMBERED = 1000  # rounds, for which the edge knows whose updates have counted
 LATELY = 3  # rounds
 _DEVICE_SUBJECTS = 8
-_SUBJECTS = 256  # that are spoken of; the ones that most devices speak of are agreed on
+_SUBJECTS = 256  # of a round: those that most devices speak of; the others wait
 _ROWS = 131_072
+_RELEASES = 262_144  # devices in the epsilon ledger; further ones are counted together
 _LIFTS = 4096
 _REFUSALS = 65_536  # rows
 _BUSY_SECONDS = 5.0
@@ -96,7 +99,7 @@ class RoundStore:
     aside. Later failures of the disk are sqlite3.Error, and leave everything as it was."""
 
     def __init__(self, folder: Path) -> None:
-        self._lock = FolderLock(folder)
+        self._lock = FolderLock(folder, LOCK, "the edge's", "edge.folder")
         try:
             self._db = _opened(folder / DATABASE)
         except BaseException:
@@ -110,8 +113,8 @@ class RoundStore:
         self._lock.close()
 
     def _count(self) -> None:
-        (self._rows,) = self._db.execute("SELECT count(*) FROM updates").fetchone()
-        self._subjects = {row[0] for row in self._db.execute("SELECT DISTINCT subject FROM updates")}
+        self._rows = self._value("SELECT count(*) FROM updates")
+        self._released = self._value("SELECT count(*) FROM releases")
 
     @contextmanager
     def transaction(self) -> Iterator[State]:
@@ -133,38 +136,50 @@ class RoundStore:
     # Updates
 
     def accept(self, device: str, update: Update) -> str | None:
-        """Keeps it; or the name of the reason not to (`admission.REASONS`)."""
-        known = self._db.execute("SELECT subject, round FROM updates WHERE device = ?", (device,)).fetchall()
-        for subject, round in known:
-            if subject == update.subject and round >= update.round:
-                return "duplicate" if round == update.round else "superseded"
-        new = all(subject != update.subject for subject, _ in known)
-        if new and self._rows >= _ROWS:
-            return "crowded"
-        if (new and len(known) >= _DEVICE_SUBJECTS) or (update.subject not in self._subjects and self._crowd()):
-            return "subjects"
-        u = update
-        values = (device, u.subject, u.round, u.base, u.threshold, u.evidence, *(u.statistics or (None,) * 3), u.noise)
-        if u.noise:
-            self._db.execute("BEGIN IMMEDIATE")
+        """Keeps it; or the name of the reason not to (`admission.REASONS`). Either way it is in the epsilon ledger."""
+        self._db.execute("BEGIN IMMEDIATE")  # without a sync
         try:
-            self._db.execute(_ACCEPT, values)
-            if u.noise:
-                self._db.execute(
-                    "INSERT INTO releases VALUES (?, 0, 1, ?) "
-                    "ON CONFLICT (device) DO UPDATE SET noisy = noisy + 1, spent = spent + excluded.spent",
-                    (device, u.noise**-2),
-                )
-                self._db.execute("COMMIT")
+            reason = self._kept(device, update)
+            self._db.execute("COMMIT")
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        self._rows += new
-        self._subjects.add(u.subject)
+                self._count()
+        return reason
+
+    def _kept(self, device: str, update: Update) -> str | None:
+        """In a transaction. A new subject takes the place of the oldest that the device has not spoken of since: so
+        what it said of that is refused if it comes once more."""
+        query = "SELECT subject, round, threshold, noise FROM updates WHERE device = ?"
+        known = {subject: said for subject, *said in self._db.execute(query, (device,))}
+        u, said = update, known.get(update.subject)
+        if said == [u.round, u.threshold, u.noise]:
+            return "duplicate"
+        self.released(device, u.noise)
+        if said is not None and said[0] >= u.round:
+            return "duplicate" if said[0] == u.round else "superseded"
+        if said is None and len(known) >= _DEVICE_SUBJECTS:
+            oldest = min(known, key=lambda subject: known[subject][0])
+            if known[oldest][0] >= u.round:
+                return "subjects"
+            self._db.execute("DELETE FROM updates WHERE device = ? AND subject = ?", (device, oldest))
+        elif said is None:
+            if self._rows >= _ROWS:
+                return "crowded"
+            self._rows += 1
+        values = (device, u.subject, u.round, u.base, u.threshold, u.evidence, *(u.statistics or (None,) * 3), u.noise)
+        self._db.execute(_ACCEPT, values)
         return None
 
-    def _crowd(self) -> bool:
-        return len(self._subjects) >= _SUBJECTS
+    def released(self, device: str, noise: float) -> None:
+        """For the epsilon ledger: the device has sent a threshold with that noise, whether it is taken or not."""
+        told = (0, 1, noise**-2) if noise else (1, 0, 0.0)
+        more = "plain = plain + ?, noisy = noisy + ?, spent = spent + ?"
+        if not self._db.execute(f"UPDATE releases SET {more} WHERE device = ?", (*told, device)).rowcount:
+            name = device if self._released < _RELEASES else ""
+            insert = f"INSERT INTO releases VALUES (?, ?, ?, ?) ON CONFLICT (device) DO UPDATE SET {more}"
+            self._db.execute(insert, (name, *told, *told))
+            self._released += 1
 
     def counted_in(self, round: int) -> int:
         """Devices whose updates were aggregated in `round`."""
@@ -182,23 +197,22 @@ class RoundStore:
         return self._value("SELECT count(DISTINCT device) FROM updates WHERE counted > ?", max(0, last))
 
     def pending(self) -> dict[str, Pending]:
+        """By subject."""
+        most = "SELECT subject FROM updates WHERE counted = 0 GROUP BY subject ORDER BY count(*) DESC, subject LIMIT ?"
+        columns = "subject, device, round, threshold, evidence, mean_u, mean_beta, slope, before"
+        waiting = f"SELECT {columns} FROM updates WHERE counted = 0 AND subject IN ({most})"
+        rows: dict[str, list[tuple[Any, ...]]] = {}
+        for subject, *row in self._db.execute(waiting, (_SUBJECTS,)):
+            rows.setdefault(subject, []).append(tuple(row))
         found: dict[str, Pending] = {}
-        columns = "device, round, threshold, evidence, mean_u, mean_beta, slope, before"
-        query = f"SELECT {columns} FROM updates WHERE counted = 0 AND subject = ?"
-        for (subject,) in self._db.execute("SELECT DISTINCT subject FROM updates WHERE counted = 0").fetchall():
-            rows = self._db.execute(query, (subject,)).fetchall()
-            table = np.array([row[1:] for row in rows], np.float64)  # None becomes NaN
-            names = [row[0] for row in rows]
+        for subject, of in rows.items():
+            table = np.array([row[1:] for row in of], np.float64)  # None becomes NaN
+            names = [row[0] for row in of]
             found[subject] = Pending(names, table[:, 0], table[:, 1], table[:, 2], table[:, 3:6], table[:, 6])
         return found
 
     def counted(self, subject: str, round: int) -> None:
         """In a transaction: all updates of the subject are in the aggregate of `round`."""
-        self._db.execute(
-            "INSERT INTO releases SELECT device, 1, 0, 0.0 FROM updates "
-            "WHERE counted = 0 AND subject = ? AND noise = 0 ON CONFLICT (device) DO UPDATE SET plain = plain + 1",
-            (subject,),
-        )
         self._db.execute("UPDATE updates SET counted = ? WHERE counted = 0 AND subject = ?", (round, subject))
 
     def forget(self, state: State) -> None:
@@ -295,7 +309,8 @@ def orders(db: sqlite3.Connection) -> list[Order]:
 
 
 def releases(db: sqlite3.Connection) -> Iterator[Releases]:
-    """Updates of each device with noise, as so many with the same one, which give away as much; and those without."""
+    """Updates of each device ("": all further ones) with noise, as so many with the same one, which give away as much;
+    and those without."""
     for device, plain, noisy, spent in db.execute("SELECT device, plain, noisy, spent FROM releases"):
         if noisy:
             yield Releases(device, math.sqrt(noisy / spent), noisy)

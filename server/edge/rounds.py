@@ -42,6 +42,7 @@ from server.edge.round_store import Entry, Order, RoundStore, State
 log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.2
+_RETRY_SECONDS = 5.0  # after an error
 _SAVE_SECONDS = (30.0, 1.0)  # between two times that the clock is written down: idle, collecting
 _REPAIR_SECONDS = 60.0  # two edges under one name must not outbid each other at full speed
 _MOST_REFUSALS = 10_000  # that are told apart between two ticks
@@ -178,13 +179,15 @@ class Rounds:
             return "malformed"
         if update is None:
             return "version"
-        if self._collector:
-            return "not_secure"
         state = self._store.state
         reason = self._admission.judge(update, state.round, state.floor)
         if update.base > max(state.number, state.heard_number) or update.round > max(state.round, state.heard_round):
             self._store.lift(device, update.base, update.round)
-        return reason or self._store.accept(device, update)
+        if reason is None and not self._collector:
+            return self._store.accept(device, update)
+        if reason != "noise":
+            self._store.released(device, update.noise)
+        return reason or "not_secure"
 
     def _own_call(self, delivery: Delivery) -> None:
         call = read(decode_call, delivery.payload, self.counts) if delivery.payload else None
@@ -213,12 +216,15 @@ class Rounds:
     # What is done about it, on the thread of the rounds
 
     def _run(self) -> None:
-        while not self._closing.wait(_TICK_SECONDS):
+        pause = _TICK_SECONDS
+        while not self._closing.wait(pause):
             try:
                 with self._lock:
                     self._tick()
-            except Exception as error:  # a disk that is full, say: the next tick may do better
+                pause = _TICK_SECONDS
+            except Exception as error:  # a disk that is full, say: a later tick may do better
                 log.error("the rounds cannot go on: %s: %s", type(error).__name__, error)
+                pause = _RETRY_SECONDS
 
     def _tick(self) -> None:
         now = self._clock()
@@ -301,11 +307,13 @@ class Rounds:
         new: dict[str, Kept] = {}
         overall = self._overall
         for subject, pending in self._store.pending().items():
-            if len(pending.devices) < self._options.least:
-                continue
             whole = overall.subjects.get(subject) if overall else None
             number = overall.number if overall else 0
-            new[subject], wrong = conclude(pending, round, whole, number, self._options.recipe, self._random)
+            recipe, least = self._options.recipe, self._options.least
+            kept, wrong = conclude(pending, round, whole, number, recipe, least, self._random)
+            if not kept.told.level.devices:
+                continue
+            new[subject] = kept
             self._store.counted(subject, round)
             self._refusals.update((device, "implausible") for device in wrong)
         return new
@@ -315,10 +323,14 @@ class Rounds:
             self._store.done(order)
             if order.kind == "round" and not state.collecting:
                 state.next = self._seconds
-            elif order.kind in ("hold", "resume"):
-                state.held = int(order.kind == "hold")
+            elif order.kind == "hold":
+                state.held, state.collecting = 1, 0  # what has come in waits for the next round
+            elif order.kind == "resume":
+                state.held = 0
             elif order.kind == "rollback":
                 self._roll_back(state, order.number)
+        if order.kind == "hold" and self._collector:
+            self._collector.finish()
         log.info("order: %s", order.kind)
 
     def _roll_back(self, state: State, number: int | None) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from protocol.rounds import MAX_JUMP, Report
+from protocol.rounds import MAX_JUMP, MAX_NUMBER, Report
 from server.coordinator.reports import Reports, Verdict
 
 SILENCE = 100.0
@@ -19,11 +19,18 @@ def test_numbers_have_to_grow() -> None:
     assert reports.heard["A"].report.number == 6
 
 
-def test_a_number_that_jumps_is_not_believed() -> None:
+def test_an_edge_whose_devices_have_lifted_its_numbers_is_heard_all_the_same() -> None:
     reports = Reports({}, SILENCE)
-    assert told(reports, MAX_JUMP + 1, 0.0) is Verdict.ABSURD
-    assert told(reports, MAX_JUMP, 0.0) is Verdict.ACCEPTED
-    assert told(reports, 2 * MAX_JUMP + 1, 0.0) is Verdict.ABSURD
+    assert told(reports, 5, 0.0) is Verdict.ACCEPTED
+    assert told(reports, 5 + MAX_JUMP + 1, 0.0) is Verdict.ACCEPTED  # by one of them
+    assert told(reports, 5 + 20 * (MAX_JUMP + 1), 0.0) is Verdict.ACCEPTED  # by many, while it was not connected
+
+
+def test_a_number_too_high_shuts_a_cluster_out_for_the_stated_time_at_most() -> None:
+    reports = Reports({}, SILENCE)
+    assert told(reports, MAX_NUMBER, 0.0) is Verdict.ACCEPTED
+    assert told(reports, 6, SILENCE) is Verdict.OLD
+    assert told(reports, 6, 1.0 + SILENCE) is Verdict.ACCEPTED
 
 
 def test_a_silent_cluster_counts_for_the_stated_time() -> None:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import StoreError, StoreInUse
+from protocol.folder_lock import holder
 from protocol.rounds import Overall, Whole
 from server.coordinator.groups import Grouping
 from server.coordinator.reports import Heard
-from server.coordinator.store import NAME, StateFile, read, running
+from server.coordinator.store import LOCK, NAME, StateFile, read
 from tests.server.coordinator.fleet import SUBJECT, level, report
 
 OVERALL = Overall(4, {SUBJECT: Whole(level(0.3))})
@@ -37,15 +39,15 @@ def test_others_read_it_while_it_is_used(tmp_path: Path) -> None:
     write(file)
     assert read(tmp_path).heard == HEARD
     assert read(tmp_path).groupings == GROUPINGS
-    assert running(tmp_path)
+    assert holder(tmp_path, LOCK) == os.getpid()
     file.close()
-    assert not running(tmp_path)
+    assert holder(tmp_path, LOCK) is None
     assert read(tmp_path).overall == OVERALL
 
 
 def test_one_coordinator_at_a_time(tmp_path: Path) -> None:
     file = StateFile(tmp_path)
-    with pytest.raises(StoreInUse, match="another coordinator"):
+    with pytest.raises(StoreInUse, match=r"in use by process .*coordinator\.folder"):
         StateFile(tmp_path)
     file.close()
     StateFile(tmp_path).close()

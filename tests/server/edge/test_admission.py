@@ -29,6 +29,7 @@ NAN = math.nan
         (update(5, threshold=0.0), None),
         (update(5, threshold=1.0, noise=1.5, clip=0.1), None),
         (update(5, threshold=NAN), "out_of_range"),
+        (update(5, threshold=NAN, noise=1e-200), "noise"),
         (update(5, threshold=math.inf), "out_of_range"),
         (update(5, threshold=1.0000001), "out_of_range"),
         (update(5, threshold=-0.1), "out_of_range"),
@@ -122,9 +123,20 @@ class TestImplausible:
             np.full((n, 3), NAN),
             np.full(n, NAN),
         )
-        kept, wrong = conclude(pending, 1, None, 0, Recipe("mean"), Random(1))
+        kept, wrong = conclude(pending, 1, None, 0, Recipe("mean"), 1, Random(1))
         assert wrong == ["d50"]
         assert kept.told.level == Level(pytest.approx(self.honest.mean()), pytest.approx(500.0), 50)
+
+
+@pytest.mark.parametrize(("least", "devices"), [(1, [3, 2, 1]), (2, [3, 2, 0]), (4, [0, 0, 0])])
+def test_nothing_is_told_of_fewer_devices_than_wanted(least: int, devices: list[int]) -> None:
+    statistics = np.array([[0.1, 0.1, 1.0], [0.1, 0.1, 1.0], [0.9, 0.9, 1.0]])
+    groups = [Group(0.5, 1.0, 1, [0.1, 0.1, 1.0]), Group(0.5, 1.0, 1, [0.9, 0.9, 1.0])]
+    whole = Whole(Level(0.5, 1.0, 1), groups)
+    pending = Pending(["a", "b", "c"], np.ones(3), np.full(3, 0.3), np.full(3, 10.0), statistics, np.full(3, NAN))
+    told = conclude(pending, 1, whole, 7, Recipe(), least, Random(1))[0].told
+    assert [level.devices for level in (told.level, *told.groups)] == devices
+    assert all(bool(level.evidence) == bool(level.devices) for level in told.groups)
 
 
 class TestMessages:

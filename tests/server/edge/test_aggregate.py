@@ -135,6 +135,13 @@ def test_late_updates_count_for_less() -> None:
     assert aggregate([[0.1], [0.2], [0.3], [0.9]], [0.5, 0.5, 0.5, 0.75], "median")[0] == 0.3
 
 
+def test_honest_devices_that_are_late_make_no_room_for_liars() -> None:
+    for lag in (1, 8, 100):
+        values = [*np.linspace(0.3, 0.4, 80), *np.ones(20)]
+        weights = weigh(np.ones(100), [lag] * 80 + [0] * 20, "trimmed")
+        assert 0.3 < aggregate(np.array(values)[:, None], weights, "trimmed")[0] < 0.4
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Floats, Floats]:
     n, p = draw(st.integers(1, 30)), draw(st.integers(1, 3))
@@ -161,6 +168,7 @@ def test_every_aggregate_lies_among_the_values_whatever_the_order(
     [
         ([[0.1]], [0.0], 0.1),
         ([[0.1]], [-1.0], 0.1),
+        ([[0.1], [0.2]], [1.0, 0.0], 0.1),
         ([[0.1]], [1.0, 1.0], 0.1),
         ([0.1], [1.0], 0.1),
         ([[0.1]], [1], 0.5),

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import StoreError, StoreInUse
+from protocol.folder_lock import holder
 from protocol.rounds import Level, Told
-from server.edge.folder import DATABASE, holder
+from server.edge.folder import DATABASE, LOCK
 from server.edge.levels import Kept
 from server.edge.round_store import REMEMBERED, Entry, RoundStore
 from tests.server.edge.round_fleet import OTHER, SUBJECT, update
@@ -71,29 +72,63 @@ def test_what_is_long_past_is_forgotten_and_not_taken_again(store: RoundStore) -
     assert store.pending() == {}
 
 
-def test_a_device_has_a_few_subjects_and_a_cluster_a_few_hundred(store: RoundStore) -> None:
-    subjects = [f"{number:016x}" for number in range(300)]
-    assert [store.accept("a", update(1, subject=each)) for each in subjects[:9]] == [None] * 8 + ["subjects"]
-    assert store.accept("a", update(2, subject=subjects[0])) is None  # those that it has go on
-    for number, each in enumerate(subjects):
-        store.accept(f"d{number}", update(1, subject=each))
-    assert store.accept("new", update(1, subject="f" * 16)) == "subjects"
-    assert store.accept("new", update(1, subject=subjects[5])) is None
+SUBJECTS = [f"{number:016x}" for number in range(300)]
+
+
+def test_a_device_has_a_few_subjects_at_once(store: RoundStore) -> None:
+    assert [store.accept("a", update(1, subject=each)) for each in SUBJECTS[:9]] == [None] * 8 + ["subjects"]
+    assert store.accept("a", update(2, subject=SUBJECTS[0])) is None  # those that it has go on
+
+
+def test_a_device_may_change_its_subject_again_and_again(store: RoundStore) -> None:
+    for round, subject in enumerate(SUBJECTS, start=1):
+        assert store.accept("a", update(round, subject=subject)) is None
+        ended(store, round)
+    for round, subject in enumerate(SUBJECTS, start=1):  # all of it once more
+        assert store.accept("a", update(round, subject=subject)) in ("duplicate", "subjects")
+    assert store.pending() == {}
+
+
+def test_made_up_subjects_do_not_shut_out_what_others_share(store: RoundStore) -> None:
+    for number, each in enumerate(SUBJECTS):
+        store.accept(f"liar{number}", update(1, subject=each))
+    for device in "ab":
+        assert store.accept(device, update(1, subject="f" * 16)) is None
+    pending = store.pending()
+    assert len(pending) == 256
+    assert sorted(pending["f" * 16].devices) == ["a", "b"]
 
 
 def test_noise_is_recorded(store: RoundStore) -> None:
     store.accept("a", update(1, noise=2.0, clip=0.1))
-    store.accept("a", update(1, noise=2.0, clip=0.1))  # refused: nothing new was released
+    store.accept("a", update(1, noise=2.0, clip=0.1))  # the same message twice: nothing new was released
     store.accept("a", update(2, noise=2.0, clip=0.1))
     store.accept("b", update(1))
-    ended(store, 2)
     store.accept("a", update(3))
-    ended(store, 3)
     found = sorted(tuple(each) for each in store.noisy_releases())
     assert found == [("a", 0.0, 1), ("a", 2.0, 2), ("b", 0.0, 1)]
     store.accept("a", update(4, noise=1.0, clip=0.1))
     mixed = next(each for each in store.noisy_releases() if each.noise)
     assert mixed.updates / mixed.noise**2 == pytest.approx(2 / 4 + 1)  # what composition depends on
+
+
+def test_what_is_refused_has_been_released_all_the_same(store: RoundStore) -> None:
+    said = {"noise": 2.0, "clip": 0.1}
+    assert store.accept("a", update(5, **said)) is None
+    assert store.accept("a", update(5, threshold=0.6, **said)) == "duplicate"  # of a device that forgot the first
+    assert store.accept("a", update(4, **said)) == "superseded"
+    store.released("a", 2.0)  # as the rounds tell of what they refuse themselves
+    assert [tuple(each) for each in store.noisy_releases()] == [("a", 2.0, 4)]
+
+
+def test_a_ledger_of_too_many_devices_counts_the_rest_together(
+    store: RoundStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.edge.round_store._RELEASES", 2)
+    for device in "abcd":
+        store.accept(device, update(1, noise=2.0, clip=0.1))
+        store.accept(device, update(2, noise=2.0, clip=0.1))
+    assert {each.device: each.updates for each in store.noisy_releases()} == {"a": 2, "b": 2, "": 4}
 
 
 def test_a_transaction_that_fails_leaves_all_as_it_was(store: RoundStore) -> None:
@@ -124,11 +159,11 @@ def test_history_is_bounded(store: RoundStore) -> None:
 
 def test_one_edge_at_a_time(tmp_path: Path) -> None:
     store = RoundStore(tmp_path)
-    assert holder(tmp_path) is not None
+    assert holder(tmp_path, LOCK) is not None
     with pytest.raises(StoreInUse, match="in use by process"):
         RoundStore(tmp_path)
     store.close()
-    assert holder(tmp_path) is None
+    assert holder(tmp_path, LOCK) is None
     RoundStore(tmp_path).close()
 
 
@@ -149,4 +184,4 @@ def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError, match="newer Skerry"):
         RoundStore(tmp_path)
-    assert holder(tmp_path) is None
+    assert holder(tmp_path, LOCK) is None

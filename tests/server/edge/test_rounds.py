@@ -12,6 +12,7 @@ from protocol.sums import Sum
 from protocol.topics import CALL, COORDINATOR, EDGE, OVERALL, UPDATE
 from protocol.transport.base import Delivery
 from server.edge.levels import Recipe
+from server.edge.overview import noisy_releases
 from tests.agent.peers.devices import eventually
 from tests.server.edge.round_fleet import HOME, OTHER, SUBJECT, Fleet, update
 
@@ -229,6 +230,25 @@ class TestRollback:
         fleet.order("resume")
         fleet.called(3)
 
+    def test_a_round_under_way_does_not_undo_what_is_held(self, fleet: Fleet) -> None:
+        fleet.edge(devices=1)
+        device = fleet.device("d", threshold=0.2)
+        fleet.agreed(1)
+        fleet.edge(devices=2)
+        device.threshold = 0.9
+        fleet.order("round")
+        fleet.waiting(1)
+        fleet.order("hold")
+        assert not fleet.look().state.collecting
+        fleet.order("rollback", 1)
+        assert fleet.level(fleet.agreed(2)).threshold == 0.2
+        fleet.device("other", threshold=0.9)  # the last one that the round had waited for
+        fleet.waiting(2)
+        fleet.order("resume")
+        fleet.order("round")
+        assert fleet.level(fleet.agreed(3)) == Level(pytest.approx(0.9), pytest.approx(20.0), 2)
+        assert [entry.why for entry in fleet.look().history] == ["round", "rollback", "round"]
+
     def test_what_is_not_in_the_history_is_left_alone(self, fleet: Fleet) -> None:
         fleet.edge(devices=1, history=1)
         fleet.device("d")
@@ -295,6 +315,18 @@ class Cohorts:
 
     def finish(self) -> list[tuple[str, Sum]]:
         return [(SUBJECT, Sum(8, 80.0, 0.2, None)), (SUBJECT, Sum(24, 240.0, 0.6, [0.1, 0.2, 0.3]))]
+
+
+def test_what_is_refused_is_in_the_epsilon_ledger(fleet: Fleet) -> None:
+    fleet.edge(collector=Cohorts())
+    fleet.called(1)
+    device = fleet.device("d")
+    eventually(lambda: fleet.look().reasons() == {"not_secure": 1})  # its answer, without noise
+    device.say(update(1, noise=4.0, clip=0.1))
+    device.say(update(9, noise=4.0, clip=0.1))
+    device.say(update(1, noise=1e-200, clip=0.1))  # which no ledger can count
+    eventually(lambda: fleet.look().reasons() == {"not_secure": 2, "future": 1, "noise": 1})
+    assert sorted(noisy_releases(fleet.folder)) == [("d", 0.0, 1), ("d", 4.0, 2)]
 
 
 def test_secure_rounds_take_sums_only_and_begin_anew_after_a_restart(fleet: Fleet) -> None:
