@@ -28,7 +28,7 @@ def opened(config: AgentConfig, unless: type[StoreError] | None, tell: Callable[
     except StoreError as error:
         if unless is not None and isinstance(error, unless):
             raise
-        tell(f"without memory and peers: {error}")
+        tell(f"without memory, peers and learning: {error}")
     alone = replace(
         config,
         memory=over(config.memory, enabled=False),

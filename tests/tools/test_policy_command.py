@@ -32,7 +32,7 @@ def learner_in(folder: Path) -> Learner:
 def learned(folder: Path) -> Path:
     learner = learner_in(folder)
     live(learner, 3000, 0)
-    learner.heed(Learned(Level(0.4, 1000.0, 17)))
+    learner.heed({learner.subject: Learned(Level(0.4, 1000.0, 17))})
     learner.close()
     return folder
 
@@ -72,7 +72,9 @@ def test_set_is_followed_by_the_running_device_until_it_is_taken_back(folder: Pa
     assert "share 0.05" in run("set", "--share", "0.05").output
     learner.refresh()
     assert learner.policy.threshold > 0.9
-    assert json.loads(run("show", "--json").output)["goal"] == {"kind": "share", "share": 0.05}
+    facts = json.loads(run("show", "--json").output)
+    assert facts["goal"] == {"kind": "share", "share": 0.05}
+    assert facts["followed"]
     run("set", "--bound", "0.1", "--confidence", "0.9")
     learner.refresh()
     assert learner.goal.name.startswith("bound")
@@ -83,6 +85,22 @@ def test_set_is_followed_by_the_running_device_until_it_is_taken_back(folder: Pa
     learner.refresh()
     assert learner.goal == Price(0.3)
     learner.close()
+
+
+def test_show_says_if_a_goal_is_not_followed_yet(learned: Path) -> None:
+    assert "still that of the goal before" not in run("show").output
+    run("set", "--threshold", "0.9")
+    assert not json.loads(run("show", "--json").output)["followed"]
+    assert "still that of the goal before" in run("show").output
+
+
+def test_who_asks_everything_keeps_nothing_that_differs(folder: Path) -> None:
+    run("set", "--bound", "0.01")
+    learner = learner_in(folder)
+    live(learner, 200, 0)
+    learner.close()
+    facts = json.loads(run("show", "--json").output)
+    assert (facts["threshold"], facts["asked"], facts["differs"], facts["differs_at_most"]) == (0.0, 1.0, 0.0, 0.0)
 
 
 def test_set_works_before_a_device_ever_ran(folder: Path) -> None:

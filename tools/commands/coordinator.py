@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from protocol.folder_lock import holder
 from protocol.rounds import Whole
 from server.coordinator.config import CoordinatorConfig, assemble, cluster_names, state_folder
-from server.coordinator.store import Kept, read, running
+from server.coordinator.store import LOCK, Kept, read
 from tools.settings import configuration
 
 _VARIABLES = {
@@ -101,7 +102,7 @@ def _overview(config: CoordinatorConfig, folder: Path, kept: Kept) -> dict[str, 
     return {
         "fleet": config.coordinator.fleet,
         "folder": str(folder),
-        "running": running(folder),
+        "running": holder(folder, LOCK) is not None,
         "number": kept.overall.number,
         "clusters": clusters,
         "subjects": [_whole(subject, whole) for subject, whole in sorted(kept.overall.subjects.items())],

@@ -152,7 +152,7 @@ def privacy(folder: Path, delta: float, as_json: bool) -> None:
       skerry edge privacy --delta 1e-6 --json
     """
     spent = spending(noisy_releases(folder), delta)
-    worst = spent.worst or ("", 0.0)
+    worst = (spent.worst[0] or "others", spent.worst[1]) if spent.worst else ("", 0.0)
     found = {
         "delta": delta,
         "devices": spent.devices,

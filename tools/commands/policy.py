@@ -15,14 +15,12 @@ import click
 from agent.config import AgentConfig, device_folder
 from agent.config import goal as configured
 from agent.learn import goals
-from agent.learn.explain import CONFIDENCE, Explanation
+from agent.learn.explain import CONFIDENCE, Explanation, choice
 from agent.learn.explain import explain as explanation
 from agent.learn.federation import PAST, past_of
 from agent.learn.goals import Bound, Fixed, Goal, Price, Share
 from agent.learn.learner import GOAL, STATE, goal_of, state_of
 from agent.learn.ledger_store import LedgerReader, LedgerValues
-from agent.learn.noise import spent
-from agent.learn.risk import estimate, upper_bound
 from agent.learn.sample import Histogram, Sample
 from protocol.rounds import Level
 from tools.settings import configuration
@@ -120,9 +118,10 @@ def _facts(settings: AgentConfig) -> dict[str, Any]:
     state, goal, past = state_of(get), goal_of(get, configured(settings.policy)), past_of(get)
     threshold = state.threshold if state else settings.policy.threshold
     agreed = state.agreed if state else None
-    escalated = seen.above(threshold)
+    found = choice("in force", threshold, sample, seen, settings.policy.audit)
     return {
         "goal": goals.plain(goal),
+        "followed": state is None or state.goal == goals.plain(goal),
         "threshold": round(threshold, 4),
         "own": round(state.own, 4) if state else None,
         "evidence": round(state.evidence, 1) if state and state.evidence is not None else None,
@@ -131,13 +130,13 @@ def _facts(settings: AgentConfig) -> dict[str, Any]:
         "steps": sample.steps,
         "answered": len(sample),
         "audits": int((sample.propensity < 1.0).sum()),
-        "asked": round(escalated + settings.policy.audit * (1.0 - escalated), 4),
-        "differs": round(estimate(sample, threshold), 4),
-        "differs_at_most": round(upper_bound(sample, threshold, CONFIDENCE), 4),
+        "asked": round(found.sent, 4),
+        "differs": round(found.disagreement, 4),
+        "differs_at_most": round(found.bound, 4),
         "round": past.answered,
         "number": past.number,
         "noise": settings.rounds.noise,
-        "epsilon": round(spent(settings.rounds.noise, past.releases, settings.rounds.delta), 3)
+        "epsilon": round(past.spent(settings.rounds.noise, settings.rounds.delta), 3)
         if settings.rounds.noise
         else None,
     }
@@ -158,6 +157,8 @@ def _told(facts: dict[str, Any]) -> Iterator[str]:
         if facts[who]
     ]
     yield f"threshold   {facts['threshold']:g}" + (f"   ({'; '.join(parts)})" if parts else "")
+    if not facts["followed"]:
+        yield "            still that of the goal before: the agent follows within ten seconds while it runs"
     yield f"ledger      {facts['answered']} answers of the LLM ({facts['audits']} to audits) in {facts['steps']} steps"
     yield f"asked       {facts['asked']:.1%} of the tokens, audits included, by what was seen so far"
     yield (
@@ -190,7 +191,5 @@ def _tables(found: Explanation) -> Iterator[str]:
             yield f"{one.low:.3f} - {one.high:.3f} {one.share:7.1%} {one.rows:8} {beta:>6} {differs:>8}"
     yield ""
     yield f"{'by':<28} {'threshold':>9} {'asked':>7} {'differs':>8} {'at most':>8}"
-    for choice in found.choices:
-        yield (
-            f"{choice.by:<28} {choice.threshold:9.3f} {choice.sent:7.1%} {choice.disagreement:8.2%} {choice.bound:8.2%}"
-        )
+    for by in found.choices:
+        yield f"{by.by:<28} {by.threshold:9.3f} {by.sent:7.1%} {by.disagreement:8.2%} {by.bound:8.2%}"

@@ -18,7 +18,8 @@ from models.fingerprint import fingerprint
 from tools.eval import measure
 from tools.eval.data import LABELS, Article, articles
 from tools.eval.fleet import MEMORY, Outcome, Rule, run
-from tools.eval.steps import BATCH, Progress, answers, steps
+from tools.eval.recordings import BATCH, Progress
+from tools.eval.steps import answers, steps
 from tools.eval.stream import Recorded, recorded, visits
 from tools.eval.tasks import OPEN_TASKS, Prompt, prompt
 

@@ -21,12 +21,12 @@ from agent.uncertainty import Softmax
 from models.chat import encode_chat
 from models.engine.base import Engine, Step
 from models.sampling import top_ids
+from tools.eval.recordings import BATCH, Progress, drive
 from tools.eval.tasks import Prompt
 
 TOP = 64  # tokens of x that are kept
 RECENT = 8  # tokens before a step that are kept
 _RECIPE = 1  # raised when a recording would come out differently
-BATCH = 8  # sequences per forward pass: decoding is bound by memory, so eight cost little more than one
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -55,9 +55,6 @@ class Steps:
     @property
     def draft(self) -> NDArray[np.int32]:
         return self.top_ids[:, 0]
-
-
-Progress = Callable[[str], None]
 
 
 def answers(
@@ -89,7 +86,7 @@ def _write(llm: Engine, prompts: Sequence[Prompt]) -> list[Answer]:
         ends = belief.likeliest in llm.tokenizer.eog or len(ids[index]) >= prompts[index].max_tokens
         return None if ends else belief.likeliest
 
-    _drive(llm, [encode_chat(llm.tokenizer, prompt.messages) for prompt in prompts], prompts, greedy)
+    drive(llm, [encode_chat(llm.tokenizer, prompt.messages) for prompt in prompts], prompts, greedy)
     piece, eog = llm.tokenizer.piece, llm.tokenizer.eog
     return [Answer(i, [piece(t) for t in i], q, i[-1] in eog) for i, q in zip(ids, p, strict=True)]
 
@@ -142,7 +139,7 @@ def _follow(slm: Engine, prompts: Sequence[Prompt], written: Sequence[Answer], p
         )
         return token if at + 1 < len(targets[index]) else None
 
-    _drive(slm, starts, prompts, forced)
+    drive(slm, starts, prompts, forced)
     for path, row in zip(paths, rows, strict=True):
         columns = {name: np.stack([r[name] for r in row]) for name in row[0]}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,20 +163,6 @@ def _targets(slm: Engine, answer: Answer) -> list[tuple[int, float]]:
         return [*found, (slm.tokenizer.end_id, answer.p[-1])]
     # The answer was cut: its last SLM token might have come out longer.
     return found if len(found) == 1 else found[:-1]
-
-
-def _drive(
-    engine: Engine, starts: Sequence[list[int]], prompts: Sequence[Prompt], choose: Callable[[int, Step], int | None]
-) -> None:
-    """Feeds each prompt, then what `choose` makes of each step, until it says None; all sequences in one batch."""
-    places = [engine.open(s, 2 * p.max_tokens + 8) for s, p in zip(starts, prompts, strict=True)]
-    feeds = {index: place.align(start) for index, (place, start) in enumerate(zip(places, starts, strict=True))}
-    while feeds:
-        made = engine.forward([(places[index], feed) for index, feed in feeds.items()])
-        chosen = {index: choose(index, step) for index, step in zip(list(feeds), made, strict=True)}
-        feeds = {index: [token] for index, token in chosen.items() if token is not None}
-    for place in places:
-        place.close()
 
 
 def _key(model: str, prompt: Prompt, *more: str) -> str:

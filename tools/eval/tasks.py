@@ -25,8 +25,10 @@ _INSTRUCTIONS = {  # task: two wordings, most tokens of the answer
     "summarise": (("Summarise this article in two sentences.", "Tell me in brief what this article says."), 48),
     "continue": (("Continue this article.", "Write the sentences that come next in this text."), 48),
     "headline": (("Write a headline for this article.", "What would be a good title for this text?"), 16),
+    "question": (("Who is this article about, and what happened?", "What happened here, and to whom?"), 48),
 }
-OPEN_TASKS = tuple(_INSTRUCTIONS)
+OPEN_TASKS = ("summarise", "continue", "headline")  # of `skerry eval memory`
+TEXT_TASKS = ("continue", "summarise", "question")  # of `skerry eval text`
 TASKS = ("topic", *OPEN_TASKS)
 _TOPIC_CHARACTERS, _OPEN_CHARACTERS = 300, 600
 

@@ -1,4 +1,4 @@
-"""`skerry eval`: what pays, measured on real text."""
+"""`skerry eval memory`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,7 @@ _COLUMNS = {  # of the table of thresholds
 }
 
 
-@click.group("eval", epilog="Example: skerry eval memory --json")
-def eval() -> None:
-    """Measure on real text what pays. Models and articles are fetched when they are missing."""
-
-
-@eval.command(epilog="Example: skerry eval memory --documents 100 --plot memory.png")
+@click.command(epilog="Example: skerry eval memory --documents 100 --plot memory.png")
 @click.option(
     "--slm",
     "slms",

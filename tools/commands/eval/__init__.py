@@ -1,0 +1,17 @@
+"""`skerry eval`: what pays, measured on real text."""
+
+from __future__ import annotations
+
+import click
+
+from tools.commands.eval.learning import news, text
+from tools.commands.eval.memory import memory
+
+
+@click.group("eval", epilog="Example: skerry eval news --json")
+def eval() -> None:
+    """Measure on real text what pays. Models and articles are fetched when they are missing."""
+
+
+for _command in (memory, news, text):
+    eval.add_command(_command)
