@@ -12,8 +12,9 @@ from msgspec import Meta
 
 from protocol.errors import ConfigError
 from protocol.rounds import MAX_GROUPS
-from protocol.topics import COORDINATOR, LEVEL, Cluster
+from protocol.topics import COORDINATOR, LEVEL
 from protocol.transport.mqtt import MqttOptions, MqttTransport
+from server.brokers import Log, Tls, by_cluster, connection
 from server.coordinator.align import AlignOptions
 from server.coordinator.service import Coordinator, Link
 from server.coordinator.store import StateFile
@@ -57,19 +58,6 @@ class Groups(msgspec.Struct, frozen=True):
     ] = 0
 
 
-class Tls(msgspec.Struct, frozen=True):
-    ca: Annotated[str, Meta(description="File of the authority that signed the brokers' certificates.")] = ""
-    certificate: Annotated[str, Meta(description="File of the coordinator's certificate for the brokers.")] = ""
-    key: Annotated[str, Meta(description="File of that certificate's private key.")] = ""
-
-
-class Log(msgspec.Struct, frozen=True):
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        Meta(description="Least severe messages logged. Keys and tokens never are."),
-    ] = "info"
-
-
 class CoordinatorConfig(msgspec.Struct, frozen=True):
     coordinator: Fleet = Fleet()
     clusters: Clusters = msgspec.field(default_factory=Clusters)
@@ -85,7 +73,7 @@ def state_folder(config: CoordinatorConfig) -> Path:
 
 def cluster_names(config: CoordinatorConfig) -> list[str]:
     """Raises ConfigError."""
-    return list(_by_cluster(config.clusters.brokers, "clusters.brokers"))
+    return list(by_cluster(config.clusters.brokers, "clusters.brokers"))
 
 
 def assemble(config: CoordinatorConfig) -> Coordinator:
@@ -99,8 +87,8 @@ def assemble(config: CoordinatorConfig) -> Coordinator:
 
 def _connections(config: CoordinatorConfig) -> list[tuple[MqttOptions, list[str]]]:
     """One for each broker, with the clusters that are reached there."""
-    brokers = _by_cluster(config.clusters.brokers, "clusters.brokers")
-    passwords = _by_cluster(config.clusters.passwords, "clusters.passwords")
+    brokers = by_cluster(config.clusters.brokers, "clusters.brokers")
+    passwords = by_cluster(config.clusters.passwords, "clusters.passwords")
     if not brokers:
         raise ConfigError("clusters.brokers: name the clusters and their brokers, such as A=mqtt://host:1883")
     for name in passwords.keys() - brokers.keys():
@@ -115,24 +103,4 @@ def _options(config: CoordinatorConfig, url: str, names: Sequence[str], password
     given = {passwords[name].strip() for name in names if name in passwords}  # a secret file ends with a newline
     if len(given) > 1:
         raise ConfigError(f"clusters.passwords: {', '.join(names)} are at one broker: give one password for it")
-    password = next(iter(given), "")
-    return MqttOptions(
-        url=url,
-        client_id=f"{config.coordinator.fleet}.{COORDINATOR}",
-        username=COORDINATOR if password else "",
-        password=password,
-        ca=config.tls.ca,
-        certificate=config.tls.certificate,
-        key=config.tls.key,
-    )
-
-
-def _by_cluster(pairs: Sequence[str], key: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not value or name in found:
-            raise ConfigError(f"{key}: each is CLUSTER=VALUE, and names a cluster of its own; {name!r} does not")
-        Cluster("fleet", name)  # raises ConfigError for what can't be part of a topic
-        found[name] = value
-    return found
+    return connection(url, f"{config.coordinator.fleet}.{COORDINATOR}", COORDINATOR, next(iter(given), ""), config.tls)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,8 @@ from protocol.peers import MAX_HOPS
 from protocol.presence import Roster
 from protocol.topics import EDGE, LEVEL, Cluster, level
 from protocol.transport.base import Transport
-from protocol.transport.mqtt import MqttOptions, MqttTransport
+from protocol.transport.mqtt import MqttTransport
+from server.brokers import Log, Tls, by_cluster, connection
 from server.edge.aggregate import TRIM
 from server.edge.bridge import BridgeLimits
 from server.edge.collector import SecureCollector
@@ -86,19 +87,6 @@ class RoundsSection(msgspec.Struct, frozen=True):
     ] = False
 
 
-class Tls(msgspec.Struct, frozen=True):
-    ca: Annotated[str, Meta(description="File of the authority that signed the brokers' certificates.")] = ""
-    certificate: Annotated[str, Meta(description="File of the edge's certificate for the brokers.")] = ""
-    key: Annotated[str, Meta(description="File of that certificate's private key.")] = ""
-
-
-class Log(msgspec.Struct, frozen=True):
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        Meta(description="Least severe messages logged. Keys and tokens never are."),
-    ] = "info"
-
-
 class EdgeConfig(msgspec.Struct, frozen=True):
     edge: Place = Place()
     broker: Broker = Broker()
@@ -111,8 +99,8 @@ class EdgeConfig(msgspec.Struct, frozen=True):
 def assemble(config: EdgeConfig) -> Edge:
     """The edge service with its connections, not started. Raises ConfigError, StoreError."""
     cluster = Cluster(config.edge.fleet, config.edge.cluster)
-    brokers = _by_cluster(config.neighbours.brokers, "neighbours.brokers")
-    passwords = _by_cluster(config.neighbours.passwords, "neighbours.passwords")
+    brokers = by_cluster(config.neighbours.brokers, "neighbours.brokers")
+    passwords = by_cluster(config.neighbours.passwords, "neighbours.passwords")
     for name in passwords.keys() - brokers.keys():
         raise ConfigError(f"neighbours.passwords: {name} is none of neighbours.brokers")
     if cluster.name in brokers:
@@ -155,24 +143,4 @@ def _rounds(config: EdgeConfig, cluster: Cluster) -> Callable[[Transport, Roster
 
 
 def _transport(config: EdgeConfig, cluster: Cluster, url: str, user: str, password: str) -> MqttTransport:
-    options = MqttOptions(
-        url=url,
-        client_id=f"{cluster.fleet}.{cluster.name}.{user}",
-        username=user if password else "",
-        password=password.strip(),  # a secret file ends with a newline
-        ca=config.tls.ca,
-        certificate=config.tls.certificate,
-        key=config.tls.key,
-    )
-    return MqttTransport(options)
-
-
-def _by_cluster(pairs: Sequence[str], key: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not value or name in found:
-            raise ConfigError(f"{key}: each is CLUSTER=VALUE, and names a cluster of its own; {name!r} does not")
-        Cluster("fleet", name)  # raises ConfigError for what can't be part of a topic
-        found[name] = value
-    return found
+    return MqttTransport(connection(url, f"{cluster.fleet}.{cluster.name}.{user}", user, password, config.tls))
