@@ -68,7 +68,7 @@ def assemble(config: AgentConfig, model: Path, tell: Callable[[str], None] = log
 
 
 def _assemble(config: AgentConfig, engine: GgufEngine, tell: Callable[[str], None]) -> Device:
-    policy = ThresholdPolicy(config.policy.threshold, config.policy.audit)
+    policy = ThresholdPolicy(config.policy.threshold, config.policy.audit if config.policy.learn else 0.0)
     options = Options(
         policy=policy,
         measure=config.policy.measure,

@@ -53,7 +53,12 @@ class Policy(msgspec.Struct, frozen=True):
         float, Meta(ge=0.5, lt=1.0, description="goal bound: the probability with which it holds")
     ] = 0.95
     audit: Annotated[
-        float, Meta(ge=0.0, le=1.0, description="share of the other tokens that is asked all the same, to learn from")
+        float,
+        Meta(
+            ge=0.0,
+            le=1.0,
+            description="share of the other tokens that is asked all the same, to learn from; none without `learn`",
+        ),
     ] = 0.01
     learn: Annotated[bool, Meta(description="keep a ledger of what was asked (no text) and learn from it")] = True
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from agent.assemble import spaces_named, usable
+from agent.assemble import assemble, spaces_named, usable
+from agent.config import AgentConfig, Device, Memory, Model, Policy
 from agent.memory.key import KEY_BYTES
 from protocol.errors import ConfigError
 from protocol.memory import Entry
@@ -51,3 +53,17 @@ def test_what_only_rounds_need_is_not_loaded_without_a_broker() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_who_does_not_learn_audits_nothing(smollm2: Path, tmp_path: Path, learn: bool) -> None:
+    config = AgentConfig(
+        model=Model(context=256, sequences=1, threads=1),
+        policy=Policy(learn=learn, audit=0.1),
+        device=Device(folder=str(tmp_path)),
+        memory=Memory(enabled=False),
+    )
+    device = assemble(config, smollm2)
+    assert device.agent.options.policy.decide(0.0, 0, 0).propensity == (0.1 if learn else 0.0)
+    assert (device.learner is not None) is learn
+    device.close()
