@@ -15,7 +15,7 @@ from agent.learn import goals
 from agent.learn.goals import Goal
 from agent.learn.ledger import Ledger
 from agent.learn.ledger_rows import Features, Outcome, Row
-from agent.learn.personal import personal, statistics
+from agent.learn.personal import in_force, personal, statistics
 from agent.learn.sample import Own
 from agent.loop import Token
 from agent.policy import ThresholdPolicy, Why
@@ -27,7 +27,6 @@ from protocol.rounds import Learned
 log = logging.getLogger(__name__)
 
 GOAL, STATE = "goal", "learner"  # names of what is kept in the ledger
-ENOUGH = 10.0  # of evidence, from which on the configured threshold has no say any more
 
 _NOTHING = [0.0] * len(rounds.STATISTICS)  # the statistics of who has seen nothing
 _ANSWERED = {Provenance.MEMORY: Outcome.MEMORY, Provenance.PEER: Outcome.PEER}
@@ -153,7 +152,7 @@ class Learner:
         sample, seen = self.ledger.sample(), self.ledger.seen()
         self._own = goals.own(self.goal, sample, seen, self._own.threshold, self.policy.audit)
         self._statistics = statistics(sample, seen)
-        self.policy.threshold = self._threshold()
+        self.policy.threshold = in_force(self._own, self._agreed, self._statistics, self._start)
         state = State(
             threshold=self.policy.threshold,
             own=self._own.threshold,
@@ -163,12 +162,6 @@ class Learner:
             agreed=self._agreed,
         )
         self.ledger.put(STATE, msgspec.json.encode(state))
-
-    def _threshold(self) -> float:
-        if self._agreed is not None or not self.goal.federated:
-            return personal(self._own, self._agreed, self._statistics)
-        weight = min(1.0, self._own.evidence / ENOUGH)
-        return weight * self._own.threshold + (1.0 - weight) * self._start
 
     def _recall(self) -> None:
         """Goes on where the last process ended."""

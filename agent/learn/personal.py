@@ -17,7 +17,21 @@ OWN = 25.0
 of a learned threshold is 0.13 / evidence, in simulated streams of several kinds; so n0 = 0.13 / s**2 where devices
 scatter around their cluster with standard deviation s, here 0.07, and clusters likewise around all."""
 
+ENOUGH = 10.0
+"""Evidence, of the device and of those that it hears of, from which on the configured threshold has no say."""
+
 _STEEPEST = 100.0
+
+
+def in_force(own: Own, learned: Learned | None, statistics: Sequence[float], start: float) -> float:
+    """The threshold that a device goes by: `personal`, and `start`, the configured one, in so far as nobody knows much
+    yet. One device that has seen little must not decide for a whole cluster that it has seen enough."""
+    known = own.evidence
+    if learned is not None:
+        levels = [learned.cluster, learned.overall.level if learned.overall else None]
+        known += max((level.evidence for level in levels if level is not None), default=0.0)
+    weight = min(1.0, known / ENOUGH)
+    return weight * personal(own, learned, statistics) + (1.0 - weight) * start
 
 
 def personal(own: Own, learned: Learned | None, statistics: Sequence[float]) -> float:

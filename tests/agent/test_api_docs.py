@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,6 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.api.app import Api, ModelName
 from agent.config import Api as ApiConfig
 from agent.device import Device
+from agent.learn.federation import Federation, RoundOptions
+from agent.learn.goals import Price
+from agent.learn.learner import Learner
+from agent.learn.ledger import Ledger
+from agent.learn.secure import Participant
+from agent.learn.secure_link import SecureLink
 from agent.link.identity import identity
 from agent.memory.keeper import Keeper
 from agent.memory.key import KeyMaker
@@ -23,6 +30,7 @@ from agent.memory.memory import EntryMemory
 from agent.memory.rule_evidence import Evidence
 from agent.peers.network import Network
 from agent.peers.trust import Trust
+from agent.policy import ThresholdPolicy
 from protocol.topics import Cluster
 from protocol.transport.bus import Bus, BusTransport
 
@@ -31,11 +39,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Api]:
-    """Of a device that has a memory and a broker."""
+    """Of a device that has a memory and a broker, and learns."""
     agent = Mock()
     agent.scheduler.active = agent.scheduler.queued = agent.engine.threads = 0
     who = identity(tmp_path / "key")
-    with EntryMemory(tmp_path / "memory") as memory, closing(Bus()) as bus:
+    policy = agent.options.policy = ThresholdPolicy(0.25)
+    learner = Learner(Ledger(tmp_path / "ledger.db"), policy, Price(0.3), "entropy", "model")
+    with EntryMemory(tmp_path / "memory") as memory, closing(Bus()) as bus, closing(learner):
         trust, keys = (
             Trust(who.public, bound=0.1, base=0.05),
             KeyMaker(b"s" * 16, np.zeros(8, np.float32), np.ones(8, np.float32)),
@@ -44,7 +54,13 @@ def api(tmp_path: Path) -> Iterator[Api]:
         transport = BusTransport(bus, "hut")
         home = Cluster("home", "main")
         network = Network(home, "hut", who, transport, memory, trust, tmp_path, [keys.space], lambda entry: True)
-        yield Api(Device(agent, None, keeper, network), ApiConfig(), ModelName("model", frozenset()))
+        participant = Participant(home, "hut", who, network.around.key_of, os.urandom)
+        link = SecureLink(home, "hut", transport, participant, time.monotonic)
+        federation = Federation(
+            home, "hut", transport, learner, RoundOptions(), link, time.monotonic, lambda: 0.0, lambda: 0.0
+        )
+        device = Device(agent, None, keeper, network, learner, federation)
+        yield Api(device, ApiConfig(), ModelName("model", frozenset()))
         network.close()
 
 

@@ -41,6 +41,7 @@ def fleet(smollm2: Path, smollm2_q2: Path, tmp_path: Path) -> Iterator[Fleet]:
         stack.enter_context(cloud)
         to_broker, to_cloud = stack.enter_context(Network(broker.port)), stack.enter_context(Network(port))
         settings = {"SKERRY_MODEL_THREADS": "1", "SKERRY_CLOUD_DEADLINE_MS": "20000", "SKERRY_POLICY_THRESHOLD": "0.2"}
+        settings["SKERRY_POLICY_LEARN"] = "false"  # so that both devices ask about the same steps
         agents = []
         for name, more in (
             ("first", {"SKERRY_PEERS_BROKER": to_broker.url, "SKERRY_CLOUD_URL": f"http://127.0.0.1:{to_cloud.port}"}),

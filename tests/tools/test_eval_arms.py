@@ -226,7 +226,11 @@ def recurring() -> Pool:
     data = decisions(400, labels=2)
     n = 400
     data = dataclasses.replace(
-        data, u=np.full(n, 0.9, np.float32), differs=np.ones(n, bool), slm_right=np.zeros(n, bool)
+        data,
+        u=np.full(n, 0.9, np.float32),
+        beta=np.ones(n, np.float32),
+        differs=np.ones(n, bool),
+        slm_right=np.zeros(n, bool),
     )
     unit = np.eye(2, 128, dtype=np.float32)[data.label]
     said = data.label.astype(np.intp)

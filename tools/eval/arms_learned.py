@@ -9,10 +9,9 @@ import numpy as np
 
 from agent.learn import goals
 from agent.learn.federation import LEAST_EVIDENCE
-from agent.learn.learner import ENOUGH
-from agent.learn.personal import personal, statistics
+from agent.learn.personal import in_force, statistics
 from agent.learn.sample import Own, Sample
-from protocol.rounds import STATISTICS
+from protocol.rounds import STATISTICS, Learned
 from server.edge.levels import Recipe
 from tools.eval.fleets import Fleet, Pool, Rows
 from tools.eval.play import Bools, Policy, Seen
@@ -20,6 +19,7 @@ from tools.eval.rounds import Exchange, News
 
 START = 0.25  # agent/config.py: threshold
 AUDIT = 0.01  # agent/config.py: audit
+_NOTHING = [0.0] * len(STATISTICS)
 
 
 class Thresholds(Policy):
@@ -54,8 +54,7 @@ class Local(Thresholds):
 
     def learn(self, at: int, seen: Sequence[Seen]) -> None:
         for device, own in enumerate(self.owns(seen)):
-            weight = min(1.0, own.evidence / ENOUGH)
-            self.tau[device] = weight * own.threshold + (1.0 - weight) * START
+            self.tau[device] = in_force(own, None, _NOTHING, START)
 
 
 class Flat(Thresholds):
@@ -69,12 +68,11 @@ class Flat(Thresholds):
         self._exchange = Exchange(nobody, nobody, coordinated=False, recipe=self.recipe)
 
     def learn(self, at: int, seen: Sequence[Seen]) -> None:
-        nothing = [0.0] * len(STATISTICS)
-        told = [News(own, nothing) if own.evidence >= LEAST_EVIDENCE else None for own in self.owns(seen)]
+        told = [News(own, _NOTHING) if own.evidence >= LEAST_EVIDENCE else None for own in self.owns(seen)]
         level = self._exchange.round(told)[0].cluster
         self.learning_bytes = [self._exchange.up, self._exchange.down]
         if level is not None and level.devices:
-            self.tau[:] = level.threshold
+            self.tau[:] = in_force(Own(START, 0.0), Learned(level), _NOTHING, START)
 
 
 class FlatMean(Flat):
@@ -99,7 +97,7 @@ class Hierarchical(Thresholds):
         self.learning_bytes = [self._exchange.up, self._exchange.down]
         for device, (own, learned, trait) in enumerate(zip(owns, heard, traits, strict=True)):
             if learned.cluster is not None or learned.overall is not None:
-                self.tau[device] = personal(own, learned, trait)
+                self.tau[device] = in_force(own, learned, trait, START)
 
 
 class Similar(Hierarchical):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.learn.goals import CERTAIN
 from agent.learn.local import learn
 from agent.learn.losses import PriceLoss
-from agent.learn.personal import OWN, personal, statistics
+from agent.learn.personal import ENOUGH, OWN, in_force, personal, statistics
 from agent.learn.sample import Histogram, Own, Sample
 from protocol.rounds import STATISTICS, Group, Learned, Level, Whole
 from tests.agent.learn.worlds import LINEAR, Device, World
@@ -119,3 +119,12 @@ def test_statistics_are_finite(rows: list[tuple[float, float, float]]) -> None:
     found = statistics(Sample.of(u, beta, propensity, none, none, propensity), Histogram())
     assert len(found) == len(STATISTICS)
     assert all(map(math.isfinite, found))
+
+
+def test_one_device_that_has_seen_little_does_not_decide_for_a_cluster() -> None:
+    told = Learned(level(1.0, 3.3, 1))
+    assert in_force(Own(0.25, 0.0), told, NONE, 0.25) == pytest.approx(0.33 * 1.0 + 0.67 * 0.25)
+    assert in_force(Own(0.25, 0.0), Learned(level(1.0, ENOUGH)), NONE, 0.25) == 1.0
+    assert in_force(Own(0.8, ENOUGH), None, NONE, 0.25) == 0.8
+    assert in_force(Own(0.8, 0.0), None, NONE, 0.25) == 0.25
+    assert in_force(Own(0.8, CERTAIN), None, NONE, 0.25) == 0.8
