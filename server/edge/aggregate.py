@@ -74,7 +74,7 @@ def aggregate(values: ArrayLike, weights: ArrayLike, method: Method, trim: float
         mean: Floats = np.einsum("np,n->p", of, by) / by.sum()
         return mean
     by = by / by.max()  # so that equal weights are exactly 1, and their sums exact
-    order = np.argsort(of, axis=0, kind="stable")
+    order = np.lexsort((np.broadcast_to(by[:, None], of.shape), of), axis=0)  # of equal values by weight: one order
     ranked, by = np.take_along_axis(of, order, axis=0), by[order]
     return _median(ranked, by) if method == "median" else _trimmed(ranked, by, trim)
 

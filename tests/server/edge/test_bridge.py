@@ -165,6 +165,7 @@ class TestOutages:
             world.buses["B"].start(persistence=False)
             fridge.memory.add([entry(fridge.who, 2, token=43)])
             eventually(lambda: "B" in world.edges["A"].listing.routes(SPACE, 1, []))
+            eventually(lambda: fridge.network.transport.connected)  # its edge may be back first
             back = lamp.told(2)
             assert back is not None
             assert back.tokens == [43]
