@@ -14,16 +14,15 @@ the level that the broker lets only that device write to.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from protocol.errors import ProtocolError
 from protocol.memory import MAX_KEY_BYTES, ORIGIN_BYTES, SPACE_BYTES, TAIL_BYTES, Entry
-from protocol.topics import ANSWER, ASK, DIRECTORY, LEVEL, NEWS, Topic, is_level
+from protocol.reading import reader
+from protocol.topics import ANSWER, ASK, DIRECTORY, LEVEL, NEWS, is_level
 
 VERSION = 1
 MAX_NEWS = 64  # entries
@@ -87,14 +86,6 @@ class Directory(_Message, frozen=True):
     devices: Annotated[list[Known], Meta(max_length=MAX_DEVICES)] = []
 
 
-class _Head(msgspec.Struct, frozen=True, array_like=True):
-    version: int
-
-
-class _JsonHead(msgspec.Struct, frozen=True):
-    version: int
-
-
 def encode(message: News | Ask | Answer) -> bytes:
     return _pack.encode(message)
 
@@ -105,7 +96,7 @@ def encode_directory(message: Directory) -> bytes:
 
 def decode_news(payload: bytes) -> News | None:
     """None for a newer version; the entries are not checked. Raises ProtocolError."""
-    news = _decode(NEWS, _news, _head, payload)
+    news = _news(payload)
     if news is not None and not 1 <= len(news.entries) <= MAX_NEWS:
         raise ProtocolError(f"news of {len(news.entries)} entries; 1 to {MAX_NEWS} are allowed")
     return news
@@ -113,7 +104,7 @@ def decode_news(payload: bytes) -> News | None:
 
 def decode_ask(payload: bytes) -> Ask | None:
     """None for a newer version. Raises ProtocolError."""
-    ask = _decode(ASK, _ask, _head, payload)
+    ask = _ask(payload)
     if ask is not None and not (
         _is_id(ask.id)
         and len(ask.space) == SPACE_BYTES
@@ -131,56 +122,21 @@ def decode_ask(payload: bytes) -> Ask | None:
 
 def decode_answer(payload: bytes) -> Answer | None:
     """None for a newer version; the entries are not checked. Raises ProtocolError."""
-    answer = _decode(ANSWER, _answer, _head, payload)
+    answer = _answer(payload)
     if answer is not None and not (_is_id(answer.id) and len(answer.entries) <= MAX_ANSWER):
         raise ProtocolError("an answer whose fields are out of range")
     return answer
-
-
-def decode_directory(payload: bytes) -> Directory | None:
-    """None for a newer version. Raises ProtocolError."""
-    return _decode(DIRECTORY, _directory, _json_head, payload)
 
 
 def _is_id(id: int) -> bool:
     return 0 <= id < 1 << 64
 
 
-def _decode(kind: Topic, read: Callable[[bytes], M], head: Callable[[bytes], Any], payload: bytes) -> M | None:
-    if len(payload) > kind.limit:
-        raise ProtocolError(f"a message of {len(payload)} bytes is over the limit of {kind.limit}")
-    try:
-        return read(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if _newer(head, payload):
-            return None
-        raise ProtocolError(f"malformed message: {error}") from None
-
-
-def _newer(head: Callable[[bytes], Any], payload: bytes) -> bool:
-    try:
-        return bool(head(payload).version > VERSION)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-
-
 _pack = msgspec.msgpack.Encoder()
 _json = msgspec.json.Encoder()
-_news = msgspec.msgpack.Decoder(News).decode
-_ask = msgspec.msgpack.Decoder(Ask).decode
-_answer = msgspec.msgpack.Decoder(Answer).decode
-_directory = msgspec.json.Decoder(Directory).decode
-_head = msgspec.msgpack.Decoder(_Head).decode
-_json_head = msgspec.json.Decoder(_JsonHead).decode
+_news = reader(NEWS, msgspec.msgpack.Decoder(News).decode, VERSION)
+_ask = reader(ASK, msgspec.msgpack.Decoder(Ask).decode, VERSION)
+_answer = reader(ANSWER, msgspec.msgpack.Decoder(Answer).decode, VERSION)
 
-
-def read(decode: Callable[[bytes], T | None], payload: bytes, counts: Counter[str]) -> T | None:
-    """The message; None if it is malformed or of a newer version, which is counted as `malformed` or `version`."""
-    try:
-        message = decode(payload)
-    except ProtocolError:
-        counts["malformed"] += 1
-        return None
-    if message is None:
-        counts["version"] += 1
-    return message
+decode_directory = reader(DIRECTORY, msgspec.json.Decoder(Directory).decode, VERSION)
+"""None for a newer version. Raises ProtocolError."""

@@ -25,6 +25,7 @@ from msgspec import Meta
 from protocol.errors import ProtocolError
 from protocol.limits import Buckets
 from protocol.memory import ORIGIN_BYTES, SPACE_BYTES
+from protocol.reading import reader
 from protocol.topics import STATUS, Cluster
 from protocol.transport.base import Delivery, Transport
 
@@ -50,13 +51,7 @@ class Status(msgspec.Struct, frozen=True, tag_field="version", tag=VERSION):
     agent: Annotated[str, Meta(max_length=64)] = ""
 
 
-class _Head(msgspec.Struct, frozen=True):
-    version: int
-
-
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Status).decode
-_head = msgspec.json.Decoder(_Head).decode
 
 
 def status(session: int, online: bool, key: bytes, spaces: Sequence[bytes] = (), agent: str = "") -> bytes:
@@ -64,23 +59,8 @@ def status(session: int, online: bool, key: bytes, spaces: Sequence[bytes] = (),
     return _encode(Status(session, online, key.hex(), [space.hex() for space in spaces], agent))
 
 
-def decode_status(payload: bytes) -> Status | None:
-    """None for a newer version. Raises ProtocolError."""
-    if len(payload) > STATUS.limit:
-        raise ProtocolError(f"a status of {len(payload)} bytes is over the limit of {STATUS.limit}")
-    try:
-        return _decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if _newer(payload):
-            return None
-        raise ProtocolError(f"malformed status: {error}") from None
-
-
-def _newer(payload: bytes) -> bool:
-    try:
-        return _head(payload).version > VERSION
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
+decode_status = reader(STATUS, msgspec.json.Decoder(Status).decode, VERSION)
+"""None for a newer version. Raises ProtocolError."""
 
 
 @dataclass(frozen=True, slots=True)

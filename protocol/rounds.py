@@ -17,13 +17,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from protocol.errors import ProtocolError
-from protocol.topics import AGREED, CALL, OVERALL, REPORT, UPDATE, Topic
+from protocol.reading import reader
+from protocol.topics import AGREED, CALL, OVERALL, REPORT, UPDATE
 
 VERSION = 1
 MAX_NUMBER = 1 << 53  # what every JSON reader can hold exactly
@@ -38,8 +38,6 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Evidence = Annotated[float, Meta(ge=0.0, le=1e12)]
 Subject = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 _Statistics = Annotated[list[float], Meta(min_length=len(STATISTICS), max_length=len(STATISTICS))]
-
-M = TypeVar("M", bound="_Message")
 
 
 def subject(measure: str, model: str, goal: str) -> str:
@@ -154,53 +152,11 @@ def encode(message: _Message) -> bytes:
     return _encode(message)
 
 
-def decode_call(payload: bytes) -> Call | None:
-    """None for a newer version, here and below. Raises ProtocolError."""
-    return _read(_call, payload, CALL)
-
-
-def decode_update(payload: bytes) -> Update | None:
-    return _read(_update, payload, UPDATE)
-
-
-def decode_agreed(payload: bytes) -> Agreed | None:
-    return _read(_agreed, payload, AGREED)
-
-
-def decode_report(payload: bytes) -> Report | None:
-    return _read(_report, payload, REPORT)
-
-
-def decode_overall(payload: bytes) -> Overall | None:
-    return _read(_overall, payload, OVERALL)
-
-
-class _Head(msgspec.Struct, frozen=True):
-    version: int
-
-
-def _read(decoder: msgspec.json.Decoder[M], payload: bytes, kind: Topic) -> M | None:
-    if len(payload) > kind.limit:
-        raise ProtocolError(f"a message of {len(payload)} bytes is over the limit of {kind.limit}")
-    try:
-        return decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if _newer(payload):
-            return None
-        raise ProtocolError(f"malformed message: {error}") from None
-
-
-def _newer(payload: bytes) -> bool:
-    try:
-        return _head.decode(payload).version > VERSION
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-
-
 _encode = msgspec.json.Encoder().encode
-_call = msgspec.json.Decoder(Call)
-_update = msgspec.json.Decoder(Update)
-_agreed = msgspec.json.Decoder(Agreed)
-_report = msgspec.json.Decoder(Report)
-_overall = msgspec.json.Decoder(Overall)
-_head = msgspec.json.Decoder(_Head)
+
+# Each gives None for a newer version. Raises ProtocolError.
+decode_call = reader(CALL, msgspec.json.Decoder(Call).decode, VERSION)
+decode_update = reader(UPDATE, msgspec.json.Decoder(Update).decode, VERSION)
+decode_agreed = reader(AGREED, msgspec.json.Decoder(Agreed).decode, VERSION)
+decode_report = reader(REPORT, msgspec.json.Decoder(Report).decode, VERSION)
+decode_overall = reader(OVERALL, msgspec.json.Decoder(Overall).decode, VERSION)

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from msgspec import Meta
 
 from protocol.errors import ProtocolError
+from protocol.reading import reader
 from protocol.rounds import Number, Subject
 from protocol.shamir import SHARE_BYTES
 from protocol.signing import verify
@@ -244,29 +245,8 @@ def encode(message: Message) -> bytes:
     return _encode(message)
 
 
-def decode(payload: bytes) -> Message | None:
-    """None for a newer version. Raises ProtocolError."""
-    if len(payload) > SECURE.limit:
-        raise ProtocolError(f"a message of {len(payload)} bytes is over the limit of {SECURE.limit}")
-    try:
-        return _decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if _newer(payload):
-            return None
-        raise ProtocolError(f"malformed message: {error}") from None
-
-
-class _Head(msgspec.Struct, frozen=True):
-    version: int
-
-
-def _newer(payload: bytes) -> bool:
-    try:
-        return _head(payload).version > VERSION
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-
-
 _encode = msgspec.json.Encoder().encode
 _decode: Callable[[bytes], Message] = msgspec.json.Decoder(Message).decode
-_head = msgspec.json.Decoder(_Head).decode
+
+decode = reader(SECURE, _decode, VERSION)
+"""None for a newer version. Raises ProtocolError."""

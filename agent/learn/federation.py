@@ -23,7 +23,7 @@ from agent.learn.learner import Learner
 from agent.learn.noise import released, releases_with, spent
 from agent.learn.secure_link import SecureLink
 from protocol.errors import StoreError
-from protocol.peers import read
+from protocol.reading import read
 from protocol.rounds import Agreed, Call, Update, decode_agreed, decode_call, encode
 from protocol.topics import AGREED, CALL, EDGE, UPDATE, Cluster
 from protocol.transport.base import Delivery, Transport

@@ -17,6 +17,7 @@ from agent.learn.sample import BINS, Histogram, Sample
 from agent.memory.store import damaged
 from protocol.errors import StoreError
 from protocol.folder_lock import FolderLock
+from protocol.set_aside import set_aside
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -193,14 +194,9 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _replace(path: Path) -> sqlite3.Connection:
-    aside = path.with_name(path.name + ".damaged")
     values = _salvaged(path)
-    if path.exists():
-        path.replace(aside)
-        kept = "goal and rounds are kept" if values else "towards the configured goal"
-        log.error("%s: damaged; moved to %s. It is learned anew; %s", path, aside.name, kept)
-    for rest in ("-wal", "-shm"):
-        path.with_name(path.name + rest).unlink(missing_ok=True)
+    kept = "goal and rounds are kept" if values else "towards the configured goal"
+    log.error("%s: damaged; moved to %s. It is learned anew; %s", path, set_aside(path), kept)
     db = _connect(path)
     for name, value in values:
         _put(db, name, value)

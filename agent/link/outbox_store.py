@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.errors import StoreError, StoreInUse
+from protocol.set_aside import set_aside
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -117,11 +118,7 @@ def _open(path: Path) -> sqlite3.Connection:
     except OSError as error:
         raise StoreError(f"{path}: the outbox cannot be opened: {error.strerror}") from None
     except sqlite3.DatabaseError:
-        aside = path.with_name(path.name + ".damaged")
-        log.error("%s: damaged; moved to %s, and what waited in it is not sent", path, aside.name)
-        path.replace(aside)
-        for rest in ("-wal", "-shm"):
-            path.with_name(path.name + rest).unlink(missing_ok=True)
+        log.error("%s: damaged; moved to %s, and what waited in it is not sent", path, set_aside(path))
         return _connect(path)
 
 

@@ -13,7 +13,8 @@ from agent.memory.base import Key, Neighbour
 from agent.peers.sharing import Sharing
 from protocol.limits import Bucket, Buckets
 from protocol.memory import Entry, sign_entry
-from protocol.peers import MAX_ANSWER, Answer, Ask, decode_ask, encode, read
+from protocol.peers import MAX_ANSWER, Answer, Ask, decode_ask, encode
+from protocol.reading import read
 from protocol.topics import ANSWER, ASK, Cluster, is_edge
 from protocol.transport.base import Delivery, Transport
 

@@ -13,7 +13,8 @@ from agent.peers.trust import Trust
 from protocol.errors import StoreError
 from protocol.limits import Buckets
 from protocol.memory import Entry, check_entry, signed_body, value_flaw
-from protocol.peers import decode_news, read
+from protocol.peers import decode_news
+from protocol.reading import read
 from protocol.topics import Cluster
 from protocol.transport.base import Delivery
 

@@ -22,7 +22,8 @@ from agent.peers.sharing import Sharing
 from agent.resolver import Reply, Ticket, Traffic
 from protocol.memory import Entry
 from protocol.panel import Panel
-from protocol.peers import Ask, decode_answer, encode, read
+from protocol.peers import Ask, decode_answer, encode
+from protocol.reading import read
 from protocol.topics import ANSWER, ASK, EDGE, Cluster
 from protocol.transport.base import Delivery, Transport
 from protocol.transport.inbox import packet_bytes

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from protocol.limits import Buckets
-from protocol.peers import read
+from protocol.reading import read
 from protocol.rounds import MAX_JUMP, MAX_NUMBER, Overall, decode_overall, decode_report, encode
 from protocol.topics import COORDINATOR, EDGE, OVERALL, REPORT, Cluster, Topic
 from protocol.transport.base import Delivery, Transport

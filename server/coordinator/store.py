@@ -16,6 +16,7 @@ from sqlite_utils import Database
 from protocol.errors import ProtocolError, StoreError
 from protocol.folder_lock import FolderLock
 from protocol.rounds import Overall, decode_overall, decode_report, encode
+from protocol.set_aside import set_aside
 from server.coordinator.groups import Grouping
 from server.coordinator.reports import Heard
 
@@ -110,11 +111,8 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         raise StoreError(f"{path}: the coordinator's state cannot be opened: {error}") from None
     except sqlite3.DatabaseError:
-        aside = path.with_name(path.name + ".damaged")
-        log.error("%s: damaged; moved to %s: the numbers go on from what brokers and edges say", path, aside.name)
-        path.replace(aside)
-        for rest in ("-wal", "-shm"):
-            path.with_name(path.name + rest).unlink(missing_ok=True)
+        aside = set_aside(path)
+        log.error("%s: damaged; moved to %s: the numbers go on from what brokers and edges say", path, aside)
         return _connect(path)
 
 

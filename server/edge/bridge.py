@@ -19,8 +19,9 @@ import msgspec
 from protocol.limits import Bucket, Buckets
 from protocol.memory import Entry, check_entry
 from protocol.panel import Panel
-from protocol.peers import MAX_ANSWER, MAX_VISITED, Answer, Ask, decode_answer, decode_ask, encode, read
+from protocol.peers import MAX_ANSWER, MAX_VISITED, Answer, Ask, decode_answer, decode_ask, encode
 from protocol.presence import Roster
+from protocol.reading import read
 from protocol.topics import ANSWER, ASK, EDGE, Cluster, is_edge
 from protocol.transport.base import Delivery, Transport
 from server.edge.directory import Listing

@@ -23,6 +23,7 @@ import numpy as np
 from protocol.errors import StoreError
 from protocol.folder_lock import FolderLock
 from protocol.rounds import MAX_JUMP, MAX_NUMBER, Overall, Update, decode_overall
+from protocol.set_aside import set_aside
 from server.edge.epsilon import Releases
 from server.edge.folder import DATABASE, LOCK
 from server.edge.levels import Kept, Pending
@@ -329,11 +330,8 @@ def _opened(path: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         raise StoreError(f"{path}: the rounds cannot be opened: {error}") from None
     except sqlite3.DatabaseError:
-        aside = path.with_name(path.name + ".damaged")
+        aside = set_aside(path)
         log.error("%s: damaged; moved to %s: the edge goes on with what the broker and the devices know", path, aside)
-        path.replace(aside)
-        for rest in ("-wal", "-shm"):
-            path.with_name(path.name + rest).unlink(missing_ok=True)
         return _connected(path)
 
 

@@ -21,7 +21,7 @@ from random import Random
 from typing import Protocol
 
 from protocol.errors import ProtocolError
-from protocol.peers import read
+from protocol.reading import read
 from protocol.rounds import (
     Agreed,
     Call,

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from agent.learn import goals
-from agent.learn.personal import personal, statistics
+from agent.learn.personal import in_force, statistics
 from agent.learn.sample import Histogram, Own, Sample
 from protocol.rounds import STATISTICS, Agreed, Call, Learned, Update, encode, subject
 from tools.simulate.world import Nature
@@ -73,9 +73,9 @@ class Device:
             self._personalise()
 
     def update(self, call: Call) -> bytes:
-        """Its answer, however little that rests on: a real device would keep silent below 10 steps."""
+        """Its answer, however little that rests on: a real device would keep silent below 3 steps."""
         threshold, evidence = (_LIE, _LIED_EVIDENCE) if self.hostile else (self.own.threshold, self.own.evidence)
         return encode(Update(call.round, self.base, SUBJECT, threshold, max(evidence, 1e-3), self._says))
 
     def _personalise(self) -> None:
-        self.threshold = personal(self.own, self._agreed, self._says)
+        self.threshold = in_force(self.own, self._agreed, self._says, START)

@@ -15,6 +15,7 @@ from agent.learn.goals import Bound, Fixed, Goal, Price, Share
 from agent.learn.learner import GOAL, Learner, state_of
 from agent.learn.ledger import Ledger
 from agent.learn.ledger_store import LedgerReader, LedgerValues
+from agent.learn.sample import Sample
 from agent.loop import Token
 from agent.policy import ThresholdPolicy, Why
 from agent.resolver import Provenance
@@ -210,3 +211,28 @@ def test_what_others_learned_for_another_goal_is_at_hand_when_that_is_set(
     assert learner.policy.threshold == pytest.approx(0.1)
     assert found is not None
     assert (found.subject, found.agreed) == (other, pytest.approx(0.1))
+
+
+def test_a_full_ledger_is_read_again_when_enough_is_new(
+    start: Callable[..., Learner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = start(threshold=0.0)  # everything is asked
+    live(learner, 3000, 0)
+    learner.refresh()
+    read: list[int] = []
+    sample = learner.ledger.sample
+
+    def counted() -> Sample:
+        read.append(1)
+        return sample()
+
+    monkeypatch.setattr(learner.ledger, "sample", counted)
+    live(learner, 10, 1)
+    learner.refresh()
+    assert not read, "ten steps say little beside three thousand"
+    live(learner, 100, 2)
+    learner.refresh()
+    learner.refresh()
+    assert read == [1]
+    learner.heed({learner.subject: Learned(Level(0.6, 100.0, 5))})
+    assert read == [1, 1], "what others learned is heeded at once"

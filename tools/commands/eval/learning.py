@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import platformdirs
@@ -14,7 +15,37 @@ import platformdirs
 from models.store import Places
 from tools.fetch import model_file
 
+if TYPE_CHECKING:
+    from tools.eval.learning import Trial
+
 Command = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options that both commands take."""
+
+    slms: tuple[str, ...]
+    llm: str
+    documents: int
+    devices: int
+    alpha: float
+    seeds: int
+    seed: int
+    threads: int
+    cache: Path
+    plot: Path | None
+    as_json: bool
+
+    def models(self) -> tuple[list[Path], Path]:
+        """Files of the devices' models and of the cloud's."""
+        places = Places.of(os.environ)
+        return [model_file(name, places) for name in self.slms], model_file(self.llm, places)
+
+    def trial(self) -> Trial:
+        from tools.eval.learning import Trial
+
+        return Trial(self.devices, self.alpha, self.seeds, self.seed)
 
 
 def _options(documents: int) -> Callable[[Command], Command]:
@@ -61,9 +92,14 @@ def _options(documents: int) -> Callable[[Command], Command]:
     ]
 
     def add(command: Command) -> Command:
+        def collected(**given: Any) -> None:
+            own = {name: given.pop(name) for name in list(given) if name not in Asked.__dataclass_fields__}
+            command(Asked(**given), **own)
+
+        collected.__doc__, collected.__name__ = command.__doc__, command.__name__
         for option in reversed(added):
-            command = option(command)
-        return command
+            collected = option(collected)
+        return collected
 
     return add
 
@@ -75,73 +111,41 @@ def _options(documents: int) -> Callable[[Command], Command]:
     help="a CSV file with columns label and text, in place of the BBC's articles",
 )
 @_options(documents=400)
-def news(
-    data: Path | None,
-    slms: tuple[str, ...],
-    llm: str,
-    documents: int,
-    devices: int,
-    alpha: float,
-    seeds: int,
-    seed: int,
-    threads: int,
-    cache: Path,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
+def news(asked: Asked, data: Path | None) -> None:
     """When to ask, on texts with labels: thresholds learned alone and together, routers, and the best in hindsight.
 
     Quality is the share of labels that are right. The first run passes all texts through all models, which takes some
     20 minutes on two cores; a second one reads the recordings.
     """
-    from tools.eval.learning import Trial, of_news
+    from tools.eval.learning import of_news
     from tools.eval.news import bbc
     from tools.eval.table import read
 
-    texts = bbc(cache, documents, seed) if data is None else read(data).drawn(documents, seed)
-    files, large = _files(slms, llm)
-    _show(of_news(files, large, texts, cache, Trial(devices, alpha, seeds, seed), threads, _say), plot, as_json)
+    texts = read(data).drawn(asked.documents, asked.seed) if data else bbc(asked.cache, asked.documents, asked.seed)
+    _show(of_news(*asked.models(), texts, asked.cache, asked.trial(), asked.threads, _say), asked)
 
 
 @click.command(epilog="Example: skerry eval text --json")
 @_options(documents=24)
-def text(
-    slms: tuple[str, ...],
-    llm: str,
-    documents: int,
-    devices: int,
-    alpha: float,
-    seeds: int,
-    seed: int,
-    threads: int,
-    cache: Path,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
+def text(asked: Asked) -> None:
     """The same, token by token, on open text: continuations, summaries and answers about news articles.
 
     Quality is the share of tokens that are the LLM's. The first run takes some 20 minutes on two cores.
     """
     from tools.eval.data import articles
-    from tools.eval.learning import Trial, of_text
+    from tools.eval.learning import of_text
 
-    found = articles(cache, seed)[:documents]
-    files, large = _files(slms, llm)
-    _show(of_text(files, large, found, cache, Trial(devices, alpha, seeds, seed), threads, _say), plot, as_json)
-
-
-def _files(slms: tuple[str, ...], llm: str) -> tuple[list[Path], Path]:
-    places = Places.of(os.environ)
-    return [model_file(name, places) for name in slms], model_file(llm, places)
+    found = articles(asked.cache, asked.seed)[: asked.documents]
+    _show(of_text(*asked.models(), found, asked.cache, asked.trial(), asked.threads, _say), asked)
 
 
 def _say(line: str) -> None:
     click.echo(click.style(line, dim=True), err=True)
 
 
-def _show(result: dict[str, Any], plot: Path | None, as_json: bool) -> None:
+def _show(result: dict[str, Any], asked: Asked) -> None:
     from tools.eval.report import draw, tables
 
-    if plot is not None:
-        draw(result, plot)
-    click.echo(json.dumps(result) if as_json else tables(result))
+    if asked.plot is not None:
+        draw(result, asked.plot)
+    click.echo(json.dumps(result) if asked.as_json else tables(result))
