@@ -1,6 +1,8 @@
 # Everything runs in .venv/; the two commands of the README are `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# The CPU build of a newer torch comes from an index of its own (docs/adapters.md); this one from the usual one.
+TORCH ?= torch==2.13.0
 # ggml's own thread pool is as fast as OpenMP's alone and suffers less where cores are shared; llava is not needed.
 export CMAKE_ARGS ?= -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF
 
@@ -36,7 +38,8 @@ format: .venv/dev
 	touch $@
 
 .venv/dev: .venv/device
-	$(BIN)/pip install --quiet --editable '.[dev,server,eval]'
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet --editable '.[dev,server,eval,train]'
 	tests/install_mosquitto
 	tests/install_flower
 	touch $@

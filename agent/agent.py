@@ -9,18 +9,22 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from agent.adapt.router import Router
+from agent.adapt.shelf import AUTO, Shelf, Used, mix_of
 from agent.agreement import Agreement
+from agent.combine import Weight
 from agent.loop import Need, Plan, Token, TokenLoop
 from agent.policy import Policy
+from agent.privacy import Guard, Outcome, Privacy
 from agent.resolver import Conversation, Provenance, Resolver, Traffic
 from agent.scheduler import Job, Scheduler
 from agent.text import TextStream
 from agent.uncertainty import Measure, Softmax
 from models.chat import encode_chat
-from models.engine.base import Engine, Step
+from models.engine.base import Engine, Mix, Step, Tokenizer
 from models.engine.base import Sequence as Place
 from protocol.errors import Overloaded
 from protocol.resolve import Message, Mode, Sampling
@@ -29,7 +33,8 @@ from protocol.resolve import Message, Mode, Sampling
 @dataclass(frozen=True, slots=True)
 class Request:
     """`prompt`: chat messages, or text to continue. `private`: nothing of it leaves the device. `top`: likeliest
-    tokens to note at each step. None: as the agent is configured."""
+    tokens to note at each step. `id`: the answer's, if it is to be found again. `adapter`: auto (the nearest
+    of those in use, if one is near), none, a slot, or how an id begins. None: as the agent is configured."""
 
     prompt: Sequence[Message] | str
     max_tokens: int = 256
@@ -38,6 +43,8 @@ class Request:
     private: bool = False
     top: int = 0
     mode: Mode | None = None
+    id: str = ""
+    adapter: str = AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class Options:
     policy: Policy
     measure: Measure = "entropy"
     mode: Mode = "take"
-    weight: float = 0.5
+    weight: Weight = 0.5
     ahead: int = 32
     in_flight: int = 8
 
@@ -64,8 +71,8 @@ class Piece:
 @dataclass(frozen=True, slots=True)
 class Account:
     """What one answer took. `borrowed`: tokens that another device had learned. `unmatched`: mean probability mass of a
-    reply that has no counterpart among the SLM's tokens. Times in seconds; `tok_s` from the first token to the
-    last."""
+    reply that has no counterpart among the SLM's tokens. `adapters`: that the SLM wrote with. `privacy`: what was
+    done about personal data, as in Outcome. Times in seconds; `tok_s` from the first token to the last."""
 
     finish: str
     prompt_tokens: int
@@ -87,8 +94,20 @@ class Account:
     tok_s: float
     threshold: float
     mode: str
+    privacy: str
     model: str
     fingerprint: str
+    adapters: tuple[Used, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A whole answer: its request, the prompt's tokens as they were fed, and the tokens that followed. The request is
+    private also if something personal was found in it or in the answer."""
+
+    request: Request
+    prompt: Sequence[int]
+    tokens: Sequence[Token]
 
 
 Event: TypeAlias = Piece | Account | Exception
@@ -98,43 +117,62 @@ class Writing:
     """One answer under way. Everything but `cancel` runs on the scheduler's thread."""
 
     def __init__(self, agent: Agent, request: Request, on_event: Callable[[Event], None]) -> None:
+        prompt = agent.encode(request.prompt)
+        self._guard = agent.guard(request)
+        if self._guard is not None and self._guard.outcome is Outcome.LOCAL:
+            request = replace(request, private=True)
         self._agent = agent
         self._request = request
+        self._mode: Mode = request.mode or agent.options.mode
         self._on_event = on_event
-        self._text = TextStream(request.stop)
+        self._text = TextStream(request.stop, self._guard.restoring if self._guard else None)
         self._tokens: list[Token] = []
         self._times: list[float] = []
         self._conversation: Conversation | None = None
         self._loop: TokenLoop | None = None
+        self._adapters: tuple[Used, ...] = ()
+        self._policy = agent.options.policy
         self._began = time.monotonic()
-        prompt = agent.encode(request.prompt)
-        self.job = Job(prompt, request.max_tokens, self._start, self._finish)
+        self.job = Job(prompt, request.max_tokens, self._start, self._finish, choose=self._choose)
 
     def cancel(self) -> None:
         self._agent.scheduler.cancel(self.job)
 
+    def _choose(self) -> Mix:
+        """Just before there is a place, so that it can be one whose prefix was read with the same adapters."""
+        request = self._request
+        self._adapters = self._agent.shelf.choose(request.adapter, self.job.prompt, private=request.private)
+        return mix_of(self._adapters)
+
     def _start(self, place: Place) -> Generator[Need, Step | None, str]:
         agent, request = self._agent, self._request
-        mode = request.mode or agent.options.mode
-        resolver = agent.inward if request.private else agent.resolver
-        if resolver is not None:
-            self._conversation = resolver.open(
-                request.prompt, request.sampling, mode, lambda: agent.scheduler.wake(self.job)
-            )
+        self._conversation = self._converse(agent.inward if request.private else agent.resolver)
+        if self._adapters:
+            self._policy = agent.policy_of(max(self._adapters, key=lambda used: used.weight).id)
         plan = Plan(
             sampling=request.sampling,
             max_tokens=request.max_tokens,
-            policy=agent.options.policy,
+            policy=self._policy,
             measure=agent.options.measure,
-            mode=mode,
+            mode=self._mode,
             weight=agent.options.weight,
             ahead=agent.options.ahead,
             in_flight=agent.options.in_flight,
             top=request.top,
+            adapter=_alone(self._adapters),
         )
         eog = agent.engine.tokenizer.eog
         self._loop = TokenLoop(plan, place, agent.softmax, eog, self._conversation, self._emit, agent.agreement)
         return self._loop.run(place.align(self.job.prompt))
+
+    def _converse(self, resolver: Resolver | None) -> Conversation | None:
+        if resolver is None:
+            return None
+        sampling, wake = self._request.sampling, lambda: self._agent.scheduler.wake(self.job)
+        if self._guard is None:
+            return resolver.open(self._request.prompt, sampling, self._mode, wake)
+        self._mode = self._guard.mode(self._mode)
+        return self._guard.open(resolver, sampling, self._mode, wake)
 
     def _emit(self, token: Token) -> bool:
         if self._conversation is not None and not (self._conversation.alone or self._request.private):
@@ -154,6 +192,10 @@ class Writing:
             return
         if self._tokens and (rest := self._text.push(b"", final=True)):
             self._on_event(Piece(self._tokens[-1], b"", rest))
+        if self._guard is not None:
+            self._guard.finish([token.id for token in self._tokens])
+        private = self._request.private or (self._guard is not None and self._guard.private)
+        self._agent.finished(Finished(replace(self._request, private=private), self.job.prompt, self._tokens))
         self._on_event(self._account(outcome))
 
     def _account(self, finish: str) -> Account:
@@ -180,17 +222,21 @@ class Writing:
             first_token=times[0] - self._began if times else 0.0,
             seconds=now - self._began,
             tok_s=max(1, len(tokens) - 1) / max(span, 1e-9) if tokens else 0.0,
-            threshold=self._agent.options.policy.threshold,
-            mode=self._request.mode or self._agent.options.mode,
+            threshold=self._policy.threshold,
+            mode=self._mode,
+            privacy=str(self._guard.outcome) if self._guard else "local" if self._request.private else "free",
             model=self._agent.engine.info.name,
             fingerprint=self._agent.engine.info.fingerprint,
+            adapters=self._adapters,
         )
 
 
 class Agent:
     """Owns the engine's thread. `resolver` None: the device writes alone. `inward`, for private requests, is a resolver
     that has no way out of the device. `note` is told of each settled token that others might have been asked for,
-    and of its position in the answer."""
+    and of its position in the answer; `finished` of each whole answer. Both are called on the engine's thread.
+    `policy_of` gives the policy of answers that an adapter (id) has most say in. `router` None: requests get an adapter
+    only if they name it. `privacy` None: personal data is not looked for."""
 
     def __init__(
         self,
@@ -200,36 +246,48 @@ class Agent:
         queue: int = 16,
         inward: Resolver | None = None,
         note: Callable[[Token, int], None] = lambda token, position: None,
+        finished: Callable[[Finished], None] = lambda answer: None,
+        policy_of: Callable[[str], Policy] | None = None,
+        router: Router | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
         self.engine = engine
         self.options = options
         self.resolver = resolver
         self.inward = inward
         self.note = note
+        self.finished = finished
+        self.privacy = privacy
+        self.policy_of = policy_of or (lambda adapter: options.policy)
         self.agreement = Agreement()
         self.softmax = Softmax(engine.info.vocab)
         self.scheduler = Scheduler(engine, time.monotonic, queue)
+        self.shelf = Shelf(engine, self.scheduler.run, router)
         self._changed = threading.Condition()
         self._users = 0  # threads that tokenize a prompt
         self._closed = False
 
     def encode(self, prompt: Sequence[Message] | str) -> list[int]:
         """The prompt's tokens. Raises RequestError if the model has no template for messages."""
-        tokenizer = self.engine.tokenizer
-        if isinstance(prompt, str):
-            return tokenizer.encode(prompt, start=True) or tokenizer.encode("\n")
-        return encode_chat(tokenizer, prompt)
+        return encode(self.engine.tokenizer, prompt)
+
+    def guard(self, request: Request) -> Guard | None:
+        """None where there is nothing to look for: what is private stays here whatever is in it."""
+        if self.privacy is None or request.private:
+            return None
+        return self.privacy.guard(request.prompt, self.engine.tokenizer)
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Writing:
         """Begins an answer; `on_event` is called on the engine's thread with each Piece, then with an Account or an
         error. Raises RequestError, Overloaded."""
-        with self._using_model():
+        self.shelf.check(request.adapter, private=request.private)
+        with self.using_model():
             writing = Writing(self, request, on_event)
             self.scheduler.submit(writing.job)
         return writing
 
     @contextmanager
-    def _using_model(self) -> Iterator[None]:
+    def using_model(self) -> Iterator[None]:
         """Keeps `close` from freeing the model under a thread that tokenizes with it."""
         with self._changed:
             if self._closed:
@@ -283,6 +341,18 @@ class Agent:
             self._changed.wait_for(lambda: self._users == 0)
         self.scheduler.close()
         self.engine.close()
+
+
+def _alone(used: Sequence[Used]) -> str | None:
+    """As in Plan.adapter."""
+    return "" if not used else used[0].id if len(used) == 1 else None
+
+
+def encode(tokenizer: Tokenizer, prompt: Sequence[Message] | str) -> list[int]:
+    """A prompt as the model is fed it. Raises RequestError if it has no template for messages."""
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, start=True) or tokenizer.encode("\n")
+    return encode_chat(tokenizer, prompt)
 
 
 def _cancel(task: asyncio.Task[Writing]) -> None:

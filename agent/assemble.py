@@ -12,13 +12,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.agent import Agent, Options
+from agent.adapt.assemble import adaptation, collector_of
+from agent.adapt.router import Router
+from agent.agent import Agent, Finished, Options
 from agent.breaker import Breaker
 from agent.chain import Chain
 from agent.cloud import CloudOptions, CloudResolver
 from agent.config import AgentConfig, device_folder, goal
 from agent.device import Device
 from agent.learn.learner import Learner
+from agent.learn.learners import Learners
 from agent.learn.ledger import Ledger
 from agent.link.identity import Identity, identity
 from agent.loop import Token
@@ -30,6 +33,7 @@ from agent.peers.resolver import AskOptions
 from agent.peers.sharing import Sharing
 from agent.peers.trust import Trust
 from agent.policy import ThresholdPolicy
+from agent.privacy import Privacy
 from models.engine.gguf import GgufEngine
 from protocol.errors import ConfigError
 from protocol.memory import SPACE_BYTES, Entry
@@ -61,13 +65,13 @@ def assemble(config: AgentConfig, model: Path, tell: Callable[[str], None] = log
         hidden=config.memory.enabled,  # they cost each prompt one more pass
     )
     try:
-        return _assemble(config, engine, tell)
+        return _assemble(config, model, engine, tell)
     except BaseException:
         engine.close()
         raise
 
 
-def _assemble(config: AgentConfig, engine: GgufEngine, tell: Callable[[str], None]) -> Device:
+def _assemble(config: AgentConfig, model: Path, engine: GgufEngine, tell: Callable[[str], None]) -> Device:
     policy = ThresholdPolicy(config.policy.threshold, config.policy.audit if config.policy.learn else 0.0)
     options = Options(
         policy=policy,
@@ -80,31 +84,50 @@ def _assemble(config: AgentConfig, engine: GgufEngine, tell: Callable[[str], Non
     cloud = _cloud(config, engine) if config.cloud.url else None
     folder = device_folder(config)
     with ExitStack() as opened:
-        learner = None
+        learner = learners = None
         if config.policy.learn:
             ledger = Ledger(folder / "ledger.db")
             opened.callback(ledger.close)
             learner = Learner(ledger, policy, goal(config.policy), config.policy.measure, engine.info.fingerprint)
-        note = learner.note if learner is not None else _forget
-        if not config.memory.enabled:
-            agent = Agent(engine, options, cloud, config.api.queue, note=note)
-            opened.pop_all()
-            return Device(agent, cloud, learner=learner)
-        who = identity(folder / "device.key")
-        keeper = _keeper(config, engine, folder, who, tell)
-        opened.callback(keeper.close)
-        network = _network(config, engine, keeper, folder, who) if config.peers.broker else None
-        federation = None
-        if network is not None and learner is not None and config.rounds.enabled:
-            federation = _federation(config, network, learner, who)
+            learners = Learners(learner)
+        collector = collector_of(config, engine.info.fingerprint) if config.adapt.enabled else None
+        if collector is not None:
+            opened.callback(collector.close)
+        keeper = network = federation = None
+        if config.memory.enabled:
+            who = identity(folder / "device.key")
+            keeper = _keeper(config, engine, folder, who, tell)
+            opened.callback(keeper.close)
+            network = _network(config, engine, keeper, folder, who) if config.peers.broker else None
+            if network is not None and learner is not None and config.rounds.enabled:
+                federation = _federation(config, network, learner, who)
         peers = network.resolver if network is not None and config.peers.ask else None
-        agent = Agent(engine, options, Chain(keeper, peers, cloud), config.api.queue, inward=Chain(keeper), note=note)
+        agent = Agent(
+            engine,
+            options,
+            cloud if keeper is None else Chain(keeper, peers, cloud),
+            config.api.queue,
+            inward=None if keeper is None else Chain(keeper),
+            note=_forget if learners is None else learners.note,
+            finished=_forget_answer if collector is None else collector.note,
+            policy_of=None if learners is None else learners.policy_of,
+            router=None if keeper is None else Router(keeper.keys, config.adapt.mix, config.adapt.near),
+            privacy=_privacy(config),
+        )
+        opened.callback(agent.scheduler.close)
+        adapted = None
+        if collector is not None:
+            adapted = adaptation(config, model, agent, collector, keeper, learners, network)
         opened.pop_all()
-        return Device(agent, cloud, keeper, network, learner, federation)
+        return Device(agent, cloud, keeper, network, learner, federation, learners, adapted)
 
 
 def _forget(token: Token, position: int) -> None:
     """For a device that does not learn."""
+
+
+def _forget_answer(answer: Finished) -> None:
+    """For a device that keeps no lessons."""
 
 
 def _federation(config: AgentConfig, network: Network, learner: Learner, who: Identity) -> Federation:
@@ -127,6 +150,11 @@ def _federation(config: AgentConfig, network: Network, learner: Learner, who: Id
         draw.random,
         lambda: draw.gauss(0.0, 1.0),
     )
+
+
+def _privacy(config: AgentConfig) -> Privacy | None:
+    given = config.privacy
+    return None if given.detect == "off" else Privacy(given.detect, given.regions)
 
 
 def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:

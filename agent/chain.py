@@ -8,7 +8,7 @@ from functools import partial
 
 from agent.memory.keeper import Keeper, Look
 from agent.peers.resolver import ENOUGH, Enough, PeerConversation, PeerResolver
-from agent.resolver import Conversation, Provenance, Question, Reply, Resolver, Ticket, Traffic
+from agent.resolver import Conversation, Provenance, Question, Reach, Reply, Resolver, Ticket, Traffic
 from protocol.memory import Entry
 from protocol.resolve import Message, Mode, Sampling
 
@@ -65,14 +65,14 @@ class ChainConversation(Conversation):
         if look is None:
             return None
         self._looked = (question, look)
-        if look.audit and self._cloud is not None:
+        if look.audit and self._cloud is not None and question.reach is not Reach.NOBODY:
             return None
         return self._from_memory(question, look)
 
     def ask(self, question: Question) -> Ticket | None:
         look = self._looked[1] if self._looked and self._looked[0] is question else None
         self._looked = None
-        if self._peers is not None and look is not None and look.reply is None:
+        if self._peers is not None and question.reach is Reach.ANYONE and look is not None and look.reply is None:
             asked = _Asked(question, look, self._peers)
             ticket = self._peers.ask(look.lookup, partial(self._judge, asked))
             if ticket is not None:

@@ -2,7 +2,8 @@
 
 verify   accept the draft with min(1, y_d / x_d), else draw from norm(max(y - x, 0)): the output follows y exactly
          (Leviathan et al., 2023, algorithm 1)
-fuse     p = w x + (1 - w) y, then sample; w = 1 when late or private (Floe, arXiv 2602.14302; CoGenesis, 2403.03129)
+fuse     p = w x + (1 - w) y, then sample; w = 1 when late or private (Floe, arXiv 2602.14302; CoGenesis, 2403.03129).
+         w is a constant, or adaptive: c(x) / (c(x) + c(y)), where a side's confidence c is its largest probability
 take     the LLM's token
 
 x and y are both shaped by the request's sampling parameters before verify compares them.
@@ -11,6 +12,7 @@ x and y are both shaped by the request's sampling parameters before verify compa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from models.sampling import Shaped, shape, softmax, top_ids, uniform
 from protocol.resolve import Mode, Sampling
 
 Floats = NDArray[np.float32]
+Weight: TypeAlias = float | Literal["adaptive"]
 
 OFFERED = 64  # tokens of x that travel with a question in mode verify
 
@@ -29,7 +32,7 @@ _ACCEPT, _RESAMPLE, _THIN = 1, 2, 8
 
 def combine(
     mode: Mode,
-    weight: float,
+    weight: Weight,
     draft: int,
     logits: Floats,
     reply: Reply,
@@ -39,7 +42,7 @@ def combine(
 ) -> int:
     """The token to emit at `position`. `logits` (V,) are the SLM's at this step; `weight` is w of mode fuse."""
     if mode == "fuse":
-        if weight >= 1.0:
+        if weight == 1.0:
             return draft
         fused = np.log(fuse(softmax(logits), reply, weight) + np.float32(1e-30))
         return shape(fused, sampling, recent).draw_at(sampling.seed, position)
@@ -68,9 +71,17 @@ def complete(x: Floats, reply: Reply) -> Floats:
     return y
 
 
-def fuse(x: Floats, reply: Reply, weight: float) -> Floats:
+def fuse(x: Floats, reply: Reply, weight: Weight) -> Floats:
     """w x + (1 - w) y, (V,)."""
-    return np.float32(weight) * x + np.float32(1.0 - weight) * complete(x, reply)
+    y = complete(x, reply)
+    w = adaptive(x, y) if weight == "adaptive" else weight
+    return np.float32(w) * x + np.float32(1.0 - w) * y
+
+
+def adaptive(x: Floats, y: Floats) -> float:
+    """w by the confidence of both sides, in (0, 1): who is surer has more of a say (`skerry eval fusion`)."""
+    sure, other = float(x.max()), float(y.max())
+    return sure / (sure + other)
 
 
 def verify(draft: int, x: Shaped, y: Shaped, vocab: int, seed: int, position: int) -> int:

@@ -86,7 +86,10 @@ class Cloud(msgspec.Struct, frozen=True):
     mode: Annotated[Mode, Meta(description="what a reply does: the LLM's token, verified draft, or both fused")] = (
         "take"
     )
-    weight: Annotated[float, Meta(ge=0.0, le=1.0, description="weight of the SLM in mode fuse")] = 0.5
+    weight: Annotated[
+        Annotated[float, Meta(ge=0.0, le=1.0)] | Literal["adaptive"],
+        Meta(description="weight of the SLM in mode fuse; adaptive: by how sure both sides are"),
+    ] = 0.5
     deadline_ms: Annotated[int, Meta(ge=1, le=600_000, description="how long a step may wait for a reply")] = 500
     ahead: Annotated[
         int, Meta(ge=0, le=256, description="tokens drafted behind an open question; 0: wait for each reply")
@@ -138,6 +141,51 @@ class Peers(msgspec.Struct, frozen=True):
     hops: Annotated[int, Meta(ge=0, le=4, description="neighbouring clusters that a question may cross")] = 1
 
 
+class Adapt(msgspec.Struct, frozen=True):
+    enabled: Annotated[bool, Meta(description="keep lessons, and use the adapters that are learned from them")] = True
+    megabytes: Annotated[int, Meta(ge=1, le=1 << 20, description="most that lessons take on disk")] = 64
+    days: Annotated[int, Meta(ge=1, le=36_500, description="running time after which a lesson goes")] = 90
+    train: Annotated[bool, Meta(description="train by itself when the device is idle (needs the extra `train`)")] = True
+    lessons: Annotated[int, Meta(ge=8, le=1_000_000, description="new lessons after which it trains again")] = 64
+    idle_s: Annotated[float, Meta(ge=0.0, le=86_400.0, description="seconds without a request before it trains")] = 60.0
+    celsius: Annotated[float, Meta(ge=30.0, le=120.0, description="no training at this temperature or above")] = 75.0
+    memory_mb: Annotated[
+        int, Meta(ge=0, le=1 << 24, description="most that training may take; 0: half of what is free")
+    ] = 0
+    rank: Annotated[int, Meta(ge=0, le=64, description="of the adapters; 0: the largest that fits memory and time")] = 0
+    step_s: Annotated[
+        float, Meta(gt=0.0, le=600.0, description="rank 0: most seconds that a training step may take")
+    ] = 10.0
+    threads: Annotated[int, Meta(ge=0, le=256, description="of training; 0: one per physical core")] = 0
+    mix: Annotated[int, Meta(ge=1, le=8, description="adapters that one request may mix; 1: the nearest alone")] = 1
+    near: Annotated[
+        float, Meta(ge=-1.0, le=1.0, description="cosine to an adapter's prompts below which it is not used")
+    ] = 0.65
+    share: Annotated[
+        Literal["all", "a", "none"],
+        Meta(description="what the edge's rounds get of the own adapter: all, only the A matrices, nothing"),
+    ] = "all"
+    clip: Annotated[float, Meta(gt=0.0, le=1e6, description="with noise: most by which what is sent has moved")] = 1.0
+    noise: Annotated[
+        float, Meta(ge=0.0, le=1000.0, description="standard deviation of the noise that is added, times clip; 0: none")
+    ] = 0.0
+    epsilon: Annotated[
+        float,
+        Meta(ge=0.0, le=1e6, description="with noise: privacy that may be spent, then nothing is sent; 0: no limit"),
+    ] = 0.0
+    delta: Annotated[float, Meta(gt=0.0, lt=1.0, description="with which epsilon is meant")] = 1e-5
+
+
+class Privacy(msgspec.Struct, frozen=True):
+    detect: Annotated[
+        Literal["off", "redact", "local"],
+        Meta(description="personal data in a request: not looked for, hidden from cloud and peers, or all stays here"),
+    ] = "redact"
+    regions: Annotated[
+        list[str], Meta(description="countries whose phone numbers are known without +, such as GB, DE")
+    ] = msgspec.field(default_factory=lambda: ["GB", "US"])
+
+
 class Api(msgspec.Struct, frozen=True):
     host: Annotated[str, Meta(description="address to listen on; other than loopback needs api.key")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535, description="port to listen on; 0: any free one")] = 8430
@@ -161,6 +209,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     memory: Memory = Memory()
     peers: Peers = Peers()
     rounds: Rounds = Rounds()
+    adapt: Adapt = Adapt()
+    privacy: Privacy = Privacy()
     api: Api = Api()
     log: Log = Log()
 

@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.adapt.assemble import Adaptation
 from agent.agent import Agent
 from agent.cloud import CloudResolver
 from agent.learn.learner import Learner
+from agent.learn.learners import Learners
 from agent.memory.keeper import Keeper
 from agent.peers.network import Network
 
@@ -34,6 +36,8 @@ class Device:
     network: Network | None = None
     learner: Learner | None = None
     federation: Federation | None = None
+    learners: Learners | None = None
+    adaptation: Adaptation | None = None
 
     @asynccontextmanager
     async def linked(self) -> AsyncIterator[None]:
@@ -43,8 +47,10 @@ class Device:
             tasks.append(asyncio.create_task(_survive("the link to the cloud", self.cloud.run)))
         if self.keeper is not None:
             tasks.append(asyncio.create_task(_survive("saving", self._save_now_and_then)))
-        if self.learner is not None:
+        if self.learners is not None:
             tasks.append(asyncio.create_task(_survive("learning", self._learn_now_and_then)))
+        if self.adaptation is not None:
+            await asyncio.to_thread(self.adaptation.start)
         if self.federation is not None:
             self.federation.start()
         if self.network is not None:
@@ -59,6 +65,8 @@ class Device:
                 await asyncio.to_thread(self.network.close)
             if self.federation is not None:
                 await asyncio.to_thread(self.federation.close)
+            if self.adaptation is not None:
+                await asyncio.to_thread(self.adaptation.stop)
 
     async def _save_now_and_then(self) -> None:
         assert self.keeper is not None
@@ -67,16 +75,20 @@ class Device:
             await asyncio.to_thread(self.keeper.save)
 
     async def _learn_now_and_then(self) -> None:
-        assert self.learner is not None
+        assert self.learners is not None
         while True:
             await asyncio.sleep(_LEARN_SECONDS)
-            await asyncio.to_thread(self.learner.refresh)
+            await asyncio.to_thread(self.learners.refresh)
 
     def close(self) -> None:
         """Frees the model and closes what is kept on disk. Idempotent."""
         self.agent.close()
+        if self.adaptation is not None:
+            self.adaptation.collector.close()
         if self.keeper is not None:
             self.keeper.close()
+        if self.learners is not None:
+            self.learners.close()
         if self.learner is not None:
             self.learner.close()
 

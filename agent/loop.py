@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.agreement import Agreement
-from agent.combine import combine
+from agent.combine import Weight, combine
 from agent.policy import Policy, Why
 from agent.resolver import Conversation, Provenance, Question, Reply, State, Ticket
 from agent.uncertainty import Measure, Softmax
@@ -48,8 +48,9 @@ _RECENT = 8  # tokens that a question carries; the longest tail of a memory entr
 class Token:
     """One token of the answer. `provenance` None: not settled yet. `p`: its probability according to whoever produced
     it; `p_draft`: the draft's, according to the SLM. `why`, `propensity`, `least`: as in Decision. `origin`: the other
-    device that learned it, if one did. `beta`: rejection probability, where the LLM's opinion of the draft is known.
-    `wait`: seconds that the loop stood still for it; `reply_seconds`: from the question to its reply."""
+    device that learned it, if one did. `adapter`: as in Plan. `beta`: rejection probability, where the LLM's opinion of
+    the draft is known. `y_ids`, `y_p`: what the LLM itself replied, as in Reply. `wait`: seconds that the loop stood
+    still for it; `reply_seconds`: from the question to its reply."""
 
     id: int
     u: float
@@ -61,7 +62,10 @@ class Token:
     draft: int = -1
     p_draft: float = 0.0
     origin: str = ""
+    adapter: str | None = ""
     beta: float | None = None
+    y_ids: NDArray[np.intp] | None = None
+    y_p: NDArray[np.float32] | None = None
     wait: float = 0.0
     reply_seconds: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
@@ -74,17 +78,19 @@ class Token:
 class Plan:
     """How one answer is to be made. `ahead`: tokens that may be drafted behind an open question; 0 blocks on each
     one. `in_flight`: questions that may be open at once. `weight`: w of mode fuse. `top`: log-probabilities to note
-    per token."""
+    per token. `adapter`: the id of the one that writes, "" without, None for a mix, whose steps belong to no space of
+    the memory."""
 
     sampling: Sampling
     max_tokens: int
     policy: Policy
     measure: Measure = "entropy"
     mode: Mode = "take"
-    weight: float = 0.5
+    weight: Weight = 0.5
     ahead: int = 32
     in_flight: int = 8
     top: int = 0
+    adapter: str | None = ""
 
 
 class TokenLoop:
@@ -150,7 +156,7 @@ class TokenLoop:
         draft = x.draw_at(plan.sampling.seed, position)
         u = belief.uncertainty(plan.measure, draft, plan.sampling.seed, position)
         p = belief.p(draft)
-        token = Token(draft, u, p, draft=draft, p_draft=p)
+        token = Token(draft, u, p, draft=draft, p_draft=p, adapter=plan.adapter)
         if plan.top:
             log_p = belief.log_all()
             token.top = [(int(id), float(log_p[id])) for id in top_ids(log_p, plan.top)]
@@ -175,9 +181,10 @@ class TokenLoop:
         )
 
     def _state(self, step: Step, logits: NDArray[np.float32], belief: Softmax) -> State | None:
-        if step.hidden is None:
+        adapter = self.plan.adapter
+        if step.hidden is None or adapter is None:
             return None
-        return State(step.hidden.copy(), self._place.tokens[-_RECENT:], logits, belief.log_total(logits))
+        return State(step.hidden.copy(), self._place.tokens[-_RECENT:], logits, belief.log_total(logits), adapter)
 
     def _recall(self) -> None:
         """Settles the last token by what the device knows already."""
@@ -305,6 +312,8 @@ class TokenLoop:
         elif token.id in reply.tokens:
             token.p = reply.tokens_p[list(reply.tokens).index(token.id)]
         token.provenance, token.origin = reply.provenance, reply.origin
+        if reply.provenance is Provenance.CLOUD:
+            token.y_ids, token.y_p = reply.y_ids, reply.y_p
 
     def _use_burst(self, token: Token, known: int) -> None:
         assert token.logits is not None

@@ -33,23 +33,34 @@ class Provenance(StrEnum):
 class State:
     """What the SLM had before it at one step. `hidden` (d,): its last hidden state. `recent`: the last tokens, the
     prompt's included. `logits` (V,) and `log_total`, the logarithm of the sum of their exponentials: x at temperature
-    1 and without penalties."""
+    1 and without penalties. `adapter`: the id of the one that it wrote with, "" without."""
 
     hidden: NDArray[np.float32]
     recent: Sequence[int]
     logits: NDArray[np.float32]
     log_total: float
+    adapter: str = ""
 
     def p(self, token: int) -> float:
         """x of this token."""
         return math.exp(float(self.logits[token]) - self.log_total)
 
 
+class Reach(StrEnum):
+    """Who may hear a question. CLOUD: something was hidden from it; peers are not asked, and nothing is learned that
+    they could be told."""
+
+    ANYONE = "anyone"
+    CLOUD = "cloud"
+    NOBODY = "nobody"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
     """One step that is to be resolved. `answer`: the tokens before it, prompt not counted, unsettled drafts
     included. `x`: the SLM's sampling distribution. `audit`: asked to learn what the LLM would say, so nobody else's
-    answer will do. `state` None: the engine gives no hidden states."""
+    answer will do. `state` None: the engine gives no hidden states, or several adapters are mixed. `reach`: who may
+    hear it, the own memory apart."""
 
     answer: Sequence[int]
     draft: int
@@ -58,6 +69,7 @@ class Question:
     seed: int = 0
     audit: bool = False
     state: State | None = None
+    reach: Reach = Reach.ANYONE
 
 
 @dataclass(frozen=True, slots=True)

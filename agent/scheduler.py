@@ -10,14 +10,19 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from agent.loop import Feed, Need, Wait
-from models.engine.base import Engine, Step
+from models.engine.base import Engine, Mix, Step
 from models.engine.base import Sequence as Place
-from protocol.errors import Overloaded
+from protocol.errors import BadAdapter, Overloaded
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SLICE = 64  # prompt tokens per turn while somebody else is waiting for a token
 _SLICE_ALONE = 128  # else: bounds how long a newcomer waits and a cancelled prompt goes on, at one step's extra cost
@@ -26,13 +31,15 @@ _RETRY_AFTER = 2.0  # seconds that a client is told to wait when the queue is fu
 
 @dataclass(eq=False)
 class Job:
-    """One answer. `start` makes its token loop once there is a place; `finish` is called with why it ended or with
-    the error. Both run on the scheduler's thread."""
+    """One answer. `choose` says which adapters it wants when it is its turn, `start` makes its token loop once there is
+    a place; `finish` is called with why it ended or with the error. All run on the scheduler's thread."""
 
     prompt: Sequence[int]
     max_tokens: int
     start: Callable[[Place], Generator[Need, Step | None, str]]
     finish: Callable[[str | Exception], None]
+    choose: Callable[[], Mix] = tuple
+    mix: Mix | None = None  # chosen
     cancelled: bool = False
     woken: bool = False
     place: Place | None = None
@@ -42,7 +49,8 @@ class Job:
 
 
 class Scheduler:
-    """`queue`: how many answers may wait for a place before Overloaded is raised."""
+    """`queue`: how many answers may wait for a place before Overloaded is raised. `busy` may be set, and is then told
+    how many answers are being written or wait, whenever one comes or ends."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float], queue: int = 16) -> None:
         self.engine = engine
@@ -50,7 +58,9 @@ class Scheduler:
         self._queue_limit = queue
         self._queue: deque[Job] = deque()
         self._active: list[Job] = []
+        self._work: deque[tuple[Callable[[], None], Future[Any]]] = deque()
         self._changed = threading.Condition()
+        self.busy: Callable[[int], None] = lambda answers: None
         self._closing = False
         self._news = False  # something changed since the thread last looked round
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -77,6 +87,7 @@ class Scheduler:
                 raise Overloaded("too many requests are waiting: try again shortly", _RETRY_AFTER)
             self._queue.append(job)
             self._notify()
+        self.busy(self.active + self.queued)
 
     def cancel(self, job: Job) -> None:
         """The job's place is free after the present turn."""
@@ -89,6 +100,26 @@ class Scheduler:
         with self._changed:
             job.woken = True
             self._notify()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Does something on the engine's thread between two passes, and waits for it. Raises what it raises, Overloaded
+        if the thread ended before."""
+        if threading.current_thread() is self._thread:
+            return work()
+        future: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if not self.alive:
+                raise Overloaded("the agent is shutting down", _RETRY_AFTER)
+            self._work.append((do, future))
+            self._notify()
+        return future.result()
 
     def close(self) -> None:
         """Ends every job and the thread; the engine stays open."""
@@ -105,9 +136,12 @@ class Scheduler:
         try:
             self._serve()
         finally:  # nobody may wait for ever on a thread that is gone
-            self._closing = True
+            with self._changed:
+                self._closing = True
             for job in [*self._active, *self._queue]:
                 self._end(job, Overloaded("the agent is shutting down", _RETRY_AFTER))
+            for _, future in self._work:
+                future.set_exception(Overloaded("the agent is shutting down", _RETRY_AFTER))
 
     def _serve(self) -> None:
         while not self._closing:
@@ -116,6 +150,8 @@ class Scheduler:
                 cancelled = [job for job in (*self._active, *self._queue) if job.cancelled]
             for job in cancelled:
                 self._end(job, "cancelled")
+            while self._work:
+                self._work.popleft()[0]()
             self._admit()
             self._resume_waiting()
             ready = [job for job in self._active if job.left]
@@ -129,9 +165,12 @@ class Scheduler:
         while self._queue:
             job = self._queue[0]
             try:
-                job.place = self.engine.open(job.prompt, job.max_tokens)
+                job.place = self._open(job)
             except Overloaded:
                 return
+            except Exception as error:
+                self._failed(job, error)
+                continue
             with self._changed:
                 self._queue.popleft()
                 self._active.append(job)
@@ -141,6 +180,14 @@ class Scheduler:
                 self._failed(job, error)
             else:
                 self._resume(job, None)
+
+    def _open(self, job: Job) -> Place:
+        """Chosen once, however often there is no room; anew if what was chosen has been taken away since."""
+        if job.mix is not None:
+            with suppress(BadAdapter):
+                return self.engine.open(job.prompt, job.max_tokens, job.mix)
+        job.mix = job.choose()
+        return self.engine.open(job.prompt, job.max_tokens, job.mix)
 
     def _resume_waiting(self) -> None:
         now = self._clock()
@@ -191,6 +238,7 @@ class Scheduler:
                 if job in jobs:
                     jobs.remove(job)
             self._news = True  # there may be a place for the next one now: no sleep before the queue is looked at
+        self.busy(self.active + self.queued)
         job.left = []
         try:
             job.finish(outcome)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from agent.privacy.redact import Redaction, Restoring
+
 
 class TextStream:
-    """Feed it pieces of bytes; it gives back what may be shown already."""
+    """Feed it pieces of bytes; it gives back what may be shown already. `restoring`: puts back what stands behind
+    placeholders; stop strings are those of the restored text."""
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), restoring: Restoring | None = None) -> None:
+        self._restoring = restoring or Restoring(Redaction())
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = [text for text in stop if text]
         self._held = ""
@@ -19,7 +23,7 @@ class TextStream:
         """The text that `piece` settles. `final`: nothing follows, so give out all that was held back."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(piece, final)
+        self._held += self._restoring.push(self._decoder.decode(piece, final), final=final)
         # The first one to be complete wins, so that it does not matter how the text was cut into pieces.
         found = [(at + len(text), at) for text in self._stop if (at := self._held.find(text)) >= 0]
         if found:

@@ -125,6 +125,10 @@ def _allowed(info: msgspec.inspect.Type) -> str:
             if low is not None:
                 return f"{word} from {low}"
             return word
+        case msgspec.inspect.UnionType():
+            return " or ".join(map(_allowed, info.types))
+        case msgspec.inspect.Metadata():
+            return _allowed(info.type)
         case msgspec.inspect.BoolType():
             return "true, false"
         case msgspec.inspect.ListType():

@@ -11,9 +11,12 @@
     │   └── UpstreamError      the LLM's own server failed or answered something unusable
     ├── StoreError             what the device keeps on disk: unreadable, no room
     │   └── StoreInUse         another process uses it
+    ├── TrainingError          an adapter cannot be trained from what there is
+    │   └── NoTraining         what training needs is not installed
     └── ModelError             a model file or catalog entry
         ├── UnknownModel       no such id in the catalog
         ├── BadModelFile       the file is missing, truncated or not what its name says
+        ├── BadAdapter         an adapter's file is damaged, or made for another model
         └── PullError          the model could not be fetched
             ├── SourceUnreachable   a source does not answer
             ├── HashMismatch   what came is not what the catalog names
@@ -87,6 +90,14 @@ class StoreInUse(StoreError):
     pass
 
 
+class TrainingError(SkerryError):
+    exit_code = 12
+
+
+class NoTraining(TrainingError):
+    pass
+
+
 class ModelError(SkerryError):
     exit_code = 9
 
@@ -96,6 +107,10 @@ class UnknownModel(ModelError):
 
 
 class BadModelFile(ModelError):
+    pass
+
+
+class BadAdapter(ModelError):
     pass
 
 

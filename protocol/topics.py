@@ -164,7 +164,56 @@ OVERALL = Topic(
     meaning="What all clusters of the fleet have learned together.",
 )
 
-TABLE = (STATUS, NEWS, ASK, ANSWER, DIRECTORY, CALL, UPDATE, SECURE, AGREED, REPORT, OVERALL)
+ADAPTER_CALL = Topic(
+    suffix="adapters/round",
+    sender="edge",
+    receiver="devices of the cluster",
+    message="AdapterCall",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=4 << 10,
+    meaning="A round of adapters began: every device offers its own, once.",
+)
+ADAPTER_OFFER = Topic(
+    suffix="adapters/offer",
+    sender="device",
+    receiver="the edge",
+    message="AdapterOffer",
+    encoding="JSON",
+    qos=1,
+    retained=False,
+    limit=4 << 10,
+    meaning="Hash and size of the adapter that the device is about to upload.",
+)
+ADAPTER_AGREED = Topic(
+    suffix="adapters/agreed",
+    sender="edge",
+    receiver="devices of the cluster",
+    message="AdapterAgreed",
+    encoding="JSON",
+    qos=1,
+    retained=True,
+    limit=256 << 10,
+    meaning="The cluster's adapters: hashes and sizes, by group and rank.",
+)
+
+TABLE = (
+    STATUS,
+    NEWS,
+    ASK,
+    ANSWER,
+    DIRECTORY,
+    CALL,
+    UPDATE,
+    SECURE,
+    AGREED,
+    REPORT,
+    OVERALL,
+    ADAPTER_CALL,
+    ADAPTER_OFFER,
+    ADAPTER_AGREED,
+)
 
 
 def level(name: str, what: str) -> str:

@@ -11,6 +11,7 @@ import click
 from protocol.errors import SkerryError
 
 _COMMANDS = {
+    "adapt": "what the device learns for its own model: look at it, train now, choose, go back",
     "agent": "run the agent: an OpenAI-compatible API on this device",
     "ask": "ask one question and watch who writes which token",
     "bench": "measure speed, side by side",
@@ -20,6 +21,7 @@ _COMMANDS = {
     "doctor": "check this machine, the model, the cloud and the configuration",
     "edge": "run the edge service of a cluster: its directory, and the bridge to its neighbours",
     "eval": "measure on real text what pays",
+    "feedback": "tell the running agent what an answer was worth",
     "memory": "look at what the device has learned; export, import, clear",
     "models": "get and check model files",
     "policy": "when the device asks for help: look at it, explain it, set what it aims for",

@@ -33,6 +33,7 @@ def opened(config: AgentConfig, unless: type[StoreError] | None, tell: Callable[
         config,
         memory=over(config.memory, enabled=False),
         peers=over(config.peers, broker=""),
+        adapt=over(config.adapt, enabled=False),
         policy=over(config.policy, learn=False, threshold=_learned(config)),
     )
     return assemble(alone, path)

@@ -8,16 +8,18 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 from aiohttp import web
 
+from agent.adapt.collect import Collector
 from agent.agent import Account, random_seed
 from agent.api import schema
 from agent.api.answer import Portion, portions
 from agent.api.errors import describe, log_unexpected, respond
+from agent.api.feedback import Feedback, Taken
 from agent.api.listen import host_of, is_loopback
 from agent.api.metrics import Metrics
 from agent.api.render import ChatRendering, Head, Json, Rendering, TextRendering
@@ -51,7 +53,7 @@ class ModelName:
 
 
 class Api:
-    """`app` is the aiohttp application."""
+    """`app` is the aiohttp application. `collector` None: the device keeps no lessons."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Api:
         config: ApiConfig,
         model: ModelName,
         clock: Callable[[], float] = time.time,
+        collector: Collector | None = None,
     ) -> None:
         self._agent = device.agent
         self._cloud = device.cloud
@@ -68,12 +71,14 @@ class Api:
         self._model = model
         self._clock = clock
         self._started = int(clock())
+        self._feedback = None if collector is None else Feedback(self._agent, collector)
         self.metrics = Metrics(device)
         self.app = web.Application(client_max_size=config.body_bytes, middlewares=[self._account, self._guard])
         self.app.add_routes(
             [
                 web.post("/v1/chat/completions", self.chat),
                 web.post("/v1/completions", self.completion),
+                web.post("/v1/feedback", self.feedback),
                 web.get("/v1/models", self.list_models),
                 web.get("/v1/models/{id:.+}", self.show_model),
                 web.get("/health", self.health),
@@ -126,6 +131,12 @@ class Api:
             error.param = "prompt"
             raise
 
+    async def feedback(self, http: web.Request) -> web.StreamResponse:
+        raw = await _body(http)
+        if self._feedback is None:
+            raise RequestError("this agent keeps no lessons: set adapt.enabled")
+        return _json(await asyncio.to_thread(self._feedback.take, raw))
+
     async def list_models(self, http: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": [self._describe_model()]})
 
@@ -175,7 +186,7 @@ class Api:
         fingerprint = self._agent.engine.info.fingerprint
         head = Head(secrets.token_hex(12), int(self._clock()), self._model.id, f"fp_{fingerprint[:16]}")
         rendering = style(head, self._agent.engine.tokenizer, logprobs=asked.logprobs, tokens=asked.tokens)
-        events = portions(self._agent, asked.request, self.metrics.note)
+        events = portions(self._agent, replace(asked.request, id=head.id), self.metrics.note)
         if asked.stream:
             return await stream(http, rendering.chunks(events, include_usage=asked.include_usage))
         return await _whole(events, rendering)
@@ -199,5 +210,5 @@ async def _body(http: web.Request) -> bytes:
         return await http.read()
 
 
-def _json(value: Json) -> web.Response:
+def _json(value: Json | Taken) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), content_type="application/json")

@@ -9,7 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
-from protocol.errors import AuthError, ContextFull, Overloaded, RequestError, UnknownModel
+from agent.adapt.answers import UnknownAnswer
+from protocol.errors import AuthError, ContextFull, Overloaded, RequestError, StoreError, UnknownModel
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def describe(error: Exception) -> Failure:
     match error:
         case ContextFull():
             return Failure(400, str(error), code="context_length_exceeded", param=error.param)
+        case UnknownAnswer():
+            return Failure(404, str(error), code="answer_not_found", param=error.param)
         case RequestError():
             return Failure(400, str(error), code="invalid_value", param=error.param)
         case UnknownModel():
@@ -51,6 +54,8 @@ def describe(error: Exception) -> Failure:
         case Overloaded():
             wait = {"Retry-After": str(math.ceil(error.retry_after))}
             return Failure(429, str(error), type="rate_limit_error", code="overloaded", headers=wait)
+        case StoreError():
+            return Failure(503, str(error), type="server_error", code="store_failed")
         case web.HTTPRequestEntityTooLarge():
             return Failure(413, "the request's body is over the limit (api.body_bytes)", code="request_too_large")
         case web.HTTPMethodNotAllowed():

@@ -58,6 +58,7 @@ def _agent(device: Device) -> Iterator[Metric]:
     yield _counter("protocol_errors", "Connections ended by a malformed frame.", nonsense)
     opened = cloud.breaker.opened if cloud else 0
     yield _counter("breaker_openings", "How often the cloud was given up for a while.", opened)
+    yield _gauge("adapters", "Adapters that requests may be written with.", len(agent.shelf.entries))
 
 
 def _memory(keeper: Keeper) -> Iterator[Metric]:
@@ -198,6 +199,12 @@ class Metrics:
             ["endpoint", "outcome"],
             registry=self.registry,
         )
+        self._adapted = Counter(
+            "skerry_adapted",
+            "Answers, by slot of the adapter that the SLM wrote with.",
+            ["slot"],
+            registry=self.registry,
+        )
         self._first_token = Histogram(
             "skerry_first_token_seconds",
             "Time from a request to its first token.",
@@ -227,6 +234,8 @@ class Metrics:
     def _account(self, account: Account) -> None:
         for provenance, count in account.counts.items():
             self._tokens.labels(provenance).inc(count)
+        for slot in {used.slot for used in account.adapters} or {"none"}:
+            self._adapted.labels(slot).inc()
         self._llm_tokens.inc(account.llm_tokens)
         self._bytes.labels("up").inc(account.bytes_up)
         self._bytes.labels("down").inc(account.bytes_down)

@@ -113,8 +113,12 @@ class Rendering(ABC):
             "borrowed": account.borrowed,
             "threshold": account.threshold,
             "mode": account.mode,
+            "privacy": account.privacy,
             "fingerprint": account.fingerprint,
+            "adapter": account.adapters[0].id if len(account.adapters) == 1 else None,
         }
+        if len(account.adapters) > 1:
+            described["mix"] = [{"adapter": used.id, "weight": used.weight} for used in account.adapters]
         if self._wants_tokens:
             described["tokens"] = [
                 {

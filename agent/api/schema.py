@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from agent.adapt.shelf import AUTO
 from agent.agent import Request
 from protocol.errors import RequestError
 from protocol.resolve import Message, Mode, Sampling
@@ -66,6 +67,7 @@ class Extension(msgspec.Struct, forbid_unknown_fields=True):
     private: bool = False
     mode: Mode | None = None
     tokens: bool = False
+    adapter: Annotated[str, Meta(min_length=1, max_length=64)] = AUTO
 
 
 class _Body(msgspec.Struct, kw_only=True):
@@ -153,6 +155,7 @@ def _asked(
         private=extension.private,
         top=top,
         mode=extension.mode,
+        adapter=extension.adapter,
     )
     usage = body.stream_options is not None and body.stream_options.include_usage
     return Asked(request, body.model, bool(body.stream), usage, logprobs, extension.tokens)

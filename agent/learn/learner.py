@@ -58,16 +58,19 @@ class Finding(NamedTuple):
 
 class Learner:
     """Sets `policy.threshold`. `note` is for the engine's thread; everything else for any other. `goal`: as
-    configured; one that was set in the ledger goes before it. `measure`, `model` (fingerprint) and goal make the
-    subject that a threshold is about."""
+    `configured`; one that was set in the ledger goes before it. `measure`, `model` (fingerprint), `adapter` (the id of
+    one that it writes with) and goal make the subject that a threshold is about."""
 
-    def __init__(self, ledger: Ledger, policy: ThresholdPolicy, goal: Goal, measure: str, model: str) -> None:
+    def __init__(
+        self, ledger: Ledger, policy: ThresholdPolicy, goal: Goal, measure: str, model: str, adapter: str = ""
+    ) -> None:
         self.policy = policy
         self.ledger = ledger
-        self.goal = goal
-        self._configured = goal
+        self.goal = self.configured = goal
+        self.measure = measure
+        self.model = model
+        self.adapter = adapter
         self._start = policy.threshold
-        self._about = (measure, model)
         self._noted = self._enough = 0  # steps so far, and at which number of them it is worth learning again
         self._lock = threading.Lock()  # of what follows
         self._heard: Mapping[str, Learned] = {}  # by subject
@@ -80,7 +83,8 @@ class Learner:
 
     @property
     def subject(self) -> str:
-        return rounds.subject(*self._about, self.goal.name)
+        writer = f"{self.model}+{self.adapter}" if self.adapter else self.model
+        return rounds.subject(self.measure, writer, self.goal.name)
 
     @property
     def own(self) -> Own:
@@ -88,7 +92,9 @@ class Learner:
         return self._own
 
     def note(self, token: Token, position: int) -> None:
-        """A settled token of an answer for which the cloud could be asked."""
+        """A settled token of an answer for which the cloud could be asked. What others wrote says nothing here."""
+        if token.adapter != self.adapter:
+            return
         if token.why is Why.KEEP:
             self.ledger.passed(token.u, token.least)
         else:
@@ -143,7 +149,7 @@ class Learner:
             self._enough, self._learned_for = noted + 1 + known // _SHARE, wanted
 
     def _set_goal(self) -> None:
-        goal = goal_of(self.ledger.get, self._configured)
+        goal = goal_of(self.ledger.get, self.configured)
         if goal != self.goal:
             self.goal = goal
             self._agreed = self._heard.get(self.subject)  # what was agreed so far is about another goal

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.memory.base import Key
-from models.engine.base import Engine
+from models.engine.base import Engine, Mix
 from protocol.memory import SPACE_BYTES
 
 Floats = NDArray[np.float32]
@@ -30,7 +30,7 @@ LAYER = "last"  # the hidden state that the output layer reads; the blocks befor
 _RECIPE = "1: last hidden state, standardised, 128 random signs, int8"  # part of a space's name
 _FLOOR = 0.1  # of the mean deviation: added to each, or a dimension that hardly moves would drown the others
 _MAGIC = b"skerry-key-1\n"
-_CALIBRATION = (
+CALIBRATION = (
     "The ferry leaves at seven in the morning and comes back after dark, if the weather allows it. On the island there "
     "are a school, two shops and a harbour, and in winter hardly two hundred people. Most of them work on boats.",
     "Researchers said on Tuesday that the new material conducts electricity at higher temperatures than expected. "
@@ -44,7 +44,7 @@ _CALIBRATION = (
 
 def space_of(fingerprint: str, adapter: str = "") -> bytes:
     """(16 bytes) Names the keys that a model (SHA-256 of its file) makes with an adapter (SHA-256, "" without one)."""
-    named = "\n".join((fingerprint, adapter, LAYER, _RECIPE, *_CALIBRATION))
+    named = "\n".join((fingerprint, adapter, LAYER, _RECIPE, *CALIBRATION))
     return hashlib.blake2b(named.encode(), digest_size=SPACE_BYTES, person=b"skerry-space").digest()
 
 
@@ -72,18 +72,26 @@ class KeyMaker:
         self.space = space
         self._mean = mean
         self._deviation = deviation
-        self._projection = _signs(len(mean)) / (deviation + _FLOOR * deviation.mean())
+        self._scale = deviation + _FLOOR * deviation.mean()
+        self._projection = _signs(len(mean)) / self._scale
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return len(self._mean)
 
     @classmethod
     def calibrate(cls, engine: Engine, adapter: str = "") -> KeyMaker:
         """Reads the calibration text with the model: some 200 single-token passes, so keep the result (`save`).
 
-        The engine must give hidden states and have a place free. Raises Overloaded, ContextFull.
+        The engine must give hidden states and have a place free; `adapter` is attached to it. Raises Overloaded,
+        ContextFull.
         """
-        states: list[Floats] = []
-        for text in _CALIBRATION:
+        mix: Mix = ((adapter, 1.0),) if adapter else ()
+        texts: list[Floats] = []
+        for text in CALIBRATION:
             ids = engine.tokenizer.encode(text, start=True)
-            place = engine.open(ids, 0)
+            place = engine.open(ids, 0, mix)
             place.rewind(0)
             read: list[Floats] = []
             for token in ids:
@@ -91,10 +99,21 @@ class KeyMaker:
                 assert step.hidden is not None, "the engine was opened without hidden states"
                 read.append(step.hidden.copy())
             place.close()
-            states += read[1:]  # the first token's state is like no other: all attention falls on itself
-        seen = np.array(states, np.float64)
-        mean, deviation = seen.mean(axis=0), seen.std(axis=0)
-        return cls(space_of(engine.info.fingerprint, adapter), mean.astype(np.float32), deviation.astype(np.float32))
+            texts.append(np.array(read))
+        return cls.of(space_of(engine.info.fingerprint, adapter), texts)
+
+    @classmethod
+    def of(cls, space: bytes, texts: Sequence[Floats]) -> KeyMaker:
+        """From the hidden states (T, d) that the model has at the tokens of each calibration text."""
+        # The first token's state is like no other: all attention falls on itself.
+        seen = np.concatenate([states[1:] for states in texts]).astype(np.float64)
+        return cls(space, seen.mean(axis=0).astype(np.float32), seen.std(axis=0).astype(np.float32))
+
+    def standardise(self, hidden: Floats) -> Floats:
+        """(d,) The hidden state centred and scaled, of length 1; 0 if there is nothing to scale."""
+        centred = (hidden - self._mean) / self._scale
+        length = float(np.sqrt(np.einsum("i,i", centred, centred)))
+        return centred / np.float32(length) if 0.0 < length < np.inf else np.zeros_like(self._mean)
 
     def key(self, hidden: Floats) -> Key:
         """(128,) int8 of a hidden state (d,) float32; its largest component is 127 or -127."""
@@ -133,6 +152,17 @@ class KeyMaker:
             return None
         mean, deviation = np.frombuffer(content[len(head) :], "<f4").astype(np.float32).reshape(2, width)
         return cls(space, mean, deviation)
+
+
+def keys_beside(adapter: Path) -> Path:
+    """Where the keys of an adapter's space are kept: beside its file."""
+    return adapter.with_suffix(".keys")
+
+
+def prepare_keys(engine: Engine, id: str, adapter: Path) -> None:
+    """Makes what memory needs before the adapter comes into use: it is attached to `engine` as `id`, and `adapter` is
+    where its file will be served from. Takes as long as `calibrate`. Raises OSError, Overloaded, ContextFull."""
+    KeyMaker.calibrate(engine, id).save(keys_beside(adapter))
 
 
 @lru_cache(maxsize=2)

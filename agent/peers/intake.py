@@ -70,8 +70,8 @@ class Known(Protocol):
 
 
 class Intake:
-    """Used on the transport's thread. `spaces`: those that this device can use; `usable`: is an entry of one of them
-    what its model can make and read? `counts`: verdicts, for metrics."""
+    """Used on the transport's thread. `spaces`: those that this device can use, which may change; `usable`: is an
+    entry of one of them what its model can make and read? `counts`: verdicts, for metrics."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Intake:
         self._store = store
         self._known = known
         self._trust = trust
-        self._spaces = spaces
+        self.spaces = spaces
         self._usable = usable
         self._limits = limits = limits or IntakeLimits()
         self._senders = Buckets(limits.sender_rate, limits.sender_burst, clock)
@@ -155,7 +155,7 @@ class Intake:
     def _verdict(self, sender: str, entry: Entry, first_hand: bytes | None) -> Verdict:
         """Cheap checks first. The limits are the sender's, whom the broker vouches for: a device can have a new key at
         any time, but not a new name."""
-        if entry.space not in self._spaces:
+        if entry.space not in self.spaces:
             return Verdict.OTHER_SPACE
         if flaw := value_flaw(entry):
             return Verdict(flaw)

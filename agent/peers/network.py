@@ -78,7 +78,13 @@ class Network:
         transport.subscribe(cluster.path(NEWS), self.intake.news, qos=NEWS.qos)
         transport.subscribe(cluster.path(ASK, other=me), self.answerer.heard, qos=ASK.qos)
         transport.subscribe(cluster.path(ANSWER, other=me), self.resolver.heard, qos=ANSWER.qos)
-        self.presence.announce([space for space in spaces if sharing.allows(space)])
+        self._sharing = sharing
+        self.use(spaces)
+
+    def use(self, spaces: Sequence[bytes]) -> None:
+        """The spaces that this device uses from now on. Any thread."""
+        self.intake.spaces = frozenset(spaces)
+        self.presence.announce([space for space in spaces if self._sharing.allows(space)])
 
     def start(self) -> None:
         """Begins to connect."""

@@ -4,27 +4,38 @@ An engine MUST:
 - give logits of shape (V,) and the last hidden state of shape (d,), both float32 and without a copy; they are valid
   until the next `forward`;
 - rewind a sequence to any earlier position, after which the same tokens give the same logits;
-- keep sequences independent: what is fed to one never changes another;
+- keep sequences independent: what is fed to one never changes another, also where they wear different adapters;
 - never be used from two threads at once (whoever owns it owns the thread).
 
-What every engine shares stands here: handing out sequences, counting the cells of the context they may use, and
-reusing the longest common prefix of an earlier request.
+What every engine shares stands here: handing out sequences, counting the cells of the context they may use, reusing
+the longest common prefix of an earlier request, and which adapters are attached.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.errors import ContextFull, Overloaded
+from models import adapter as adapters
+from models.adapter import Adapter
+from protocol.errors import BadAdapter, ContextFull, Overloaded
 
 Floats = NDArray[np.float32]
+
+Mix: TypeAlias = tuple[tuple[str, float], ...]
+"""Adapters that change the model for one request: (id, scale), sorted by id; () is the bare model."""
+
+WINDOW = 256
+"""Most tokens that `last_hidden` reads. They have cells of their own beside the context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +104,16 @@ class Tokenizer(ABC):
 
 
 class Sequence:
-    """One conversation's place in the context: the tokens that the model has seen, in order."""
+    """One conversation's place in the context: the tokens that the model has seen, in order, and the adapters that it
+    saw them with."""
 
-    __slots__ = ("_engine", "closed", "id", "reserved", "tokens")
+    __slots__ = ("_engine", "closed", "id", "mix", "reserved", "tokens")
 
     def __init__(self, engine: Engine, id: int) -> None:
         self._engine = engine
         self.id = id
         self.tokens: list[int] = []
+        self.mix: Mix = ()
         self.reserved = 0
         self.closed = True
 
@@ -116,10 +129,20 @@ class Sequence:
         self.rewind(keep)
         return list(target[keep:])
 
+    def use(self, mix: Mix) -> None:
+        """Goes on with these adapters; forgets all tokens if others read them. Raises BadAdapter if one is not
+        attached."""
+        if mix != self.mix:
+            self._engine.check_attached(mix)
+            self.rewind(0)
+            self.mix = mix
+            self._engine._let_go()
+
     def close(self) -> None:
         """Gives the place back. Its tokens stay as a cache until the room is needed."""
         self.closed = True
         self.reserved = len(self.tokens)
+        self._engine._let_go()
 
 
 class Engine(ABC):
@@ -131,6 +154,10 @@ class Engine(ABC):
     def __init__(self, sequences: int, context: int) -> None:
         self.context = context
         self._pool = [Sequence(self, id) for id in range(sequences)]
+        self._reader = Sequence(self, sequences)  # what `last_hidden` reads with
+        self._reader.reserved = WINDOW
+        self._attached: set[str] = set()
+        self._leaving: set[str] = set()  # detached, but a request still uses them
 
     @property
     @abstractmethod
@@ -139,7 +166,7 @@ class Engine(ABC):
 
     @abstractmethod
     def forward(self, feeds: Seq[tuple[Sequence, Seq[int]]]) -> list[Step]:
-        """Feeds each sequence its tokens (at least one) in as few passes as possible.
+        """Feeds each sequence its tokens (at least one) in as few passes as possible, each mix in passes of its own.
 
         Returns one Step per feed, for its last token. Raises ContextFull if a feed exceeds what was reserved.
         """
@@ -153,23 +180,94 @@ class Engine(ABC):
         """Frees the model. The engine can't be used afterwards."""
 
     @property
+    def attached(self) -> frozenset[str]:
+        """Ids of the adapters that a request may use."""
+        return frozenset(self._attached - self._leaving)
+
+    def attach(self, path: Path) -> str:
+        """Loads an adapter beside the model and returns its id (SHA-256 of the file); nobody uses it yet.
+
+        Raises BadAdapter if the file is damaged, or for another model.
+        """
+        raw = adapters.read_bytes(path)
+        adapter = adapters.parse(raw)
+        id = hashlib.sha256(raw).hexdigest()
+        if adapter.model != self.info.fingerprint:
+            raise BadAdapter(f"adapter {id[:12]} is for another model: it cannot change {self.info.name}")
+        if adapter.centroid is not None and len(adapter.centroid) != self.info.width:
+            raise BadAdapter(f"adapter {id[:12]}: its centroid is not of the model's width, {self.info.width}")
+        if id not in self._attached:
+            self._load_adapter(id, path, adapter)
+            self._attached.add(id)
+        self._leaving.discard(id)
+        return id
+
+    def detach(self, id: str) -> None:
+        """No request may use it from now on. Those that do keep it, and its memory, until they end."""
+        if id in self._attached:
+            self._leaving.add(id)
+            self._let_go()
+
+    def check_attached(self, mix: Mix) -> None:
+        """Raises BadAdapter unless every adapter of the mix is attached and its scale a number."""
+        for id, scale in mix:
+            if id not in self._attached or id in self._leaving:
+                raise BadAdapter(f"adapter {id[:12]} is not attached: `skerry adapt list` shows what is in use")
+            if not math.isfinite(scale):
+                raise BadAdapter(f"adapter {id[:12]}: its scale is no finite number")
+
+    def _let_go(self) -> None:
+        """Frees the detached adapters that no request uses any more."""
+        if self._leaving:
+            used = {id for sequence in self._pool if not sequence.closed for id, _ in sequence.mix}
+            for id in self._leaving - used:
+                self._free_adapter(id)
+
+    def _load_adapter(self, id: str, path: Path, adapter: Adapter) -> None:
+        """Makes the engine know the adapter. Raises BadAdapter if it does not fit the model."""
+        raise BadAdapter(f"{self.info.name}: this engine runs the bare model only")
+
+    def _free_adapter(self, id: str) -> None:
+        """Undoes `_load_adapter`; no open sequence uses it."""
+        self._attached.remove(id)
+        self._leaving.remove(id)
+
+    def last_hidden(self, tokens: Seq[int]) -> Floats:
+        """(d,) The bare model's last hidden state after the tokens, 1 to WINDOW of them, also from an engine that was
+        opened without. It takes no cells from requests, and a prefix shared with the call before costs nothing.
+
+        Raises ContextFull if there are more tokens.
+        """
+        (step,) = self.forward([(self._reader, self._reader.align(tokens))])
+        assert step.hidden is not None
+        return step.hidden.copy()
+
+    @property
     def free(self) -> int:
         """Sequences that nobody uses."""
         return sum(1 for sequence in self._pool if sequence.closed)
 
-    def open(self, prompt: Seq[int], reserve: int) -> Sequence:
-        """A sequence for `prompt` plus `reserve` more tokens, on the place that shares the longest prefix.
+    def open(self, prompt: Seq[int], reserve: int, mix: Mix = ()) -> Sequence:
+        """A sequence for `prompt` plus `reserve` more tokens, on the place that shares the longest prefix read with the
+        same adapters.
 
-        Raises ContextFull if it can never fit, Overloaded if there is no room now.
+        Raises ContextFull if it can never fit, Overloaded if there is no room now, BadAdapter if an adapter is not
+        attached.
         """
         self.check_fits(len(prompt), reserve)
+        self.check_attached(mix)
         cells = len(prompt) + reserve
         free = [sequence for sequence in self._pool if sequence.closed]
         busy = sum(sequence.reserved for sequence in self._pool if not sequence.closed)
         if not free or busy + cells > self.context:
             raise Overloaded("every place for a request is taken: try again shortly")
-        best = max(free, key=lambda sequence: (common_prefix(sequence.tokens, prompt), -len(sequence.tokens)))
-        best.rewind(common_prefix(best.tokens, prompt))
+
+        def shared(sequence: Sequence) -> int:
+            return common_prefix(sequence.tokens, prompt) if sequence.mix == mix else 0
+
+        best = max(free, key=lambda sequence: (shared(sequence), -len(sequence.tokens)))
+        best.rewind(shared(best))
+        best.mix = mix
         self._evict(keep=best, cells=busy + cells)
         best.closed = False
         best.reserved = cells

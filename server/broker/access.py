@@ -24,6 +24,8 @@ _HEARD = {  # below fleet and cluster
     "+/round",
     "+/round/secure/{user}",
     "+/policy",
+    "+/adapters/round",
+    "+/adapters/agreed",
 }
 _HEARD_BY = {EDGE: {"#"}, COORDINATOR: {"edge/report"}}
 _ITERATIONS = 10_000  # 10 ms: a broker checks the passwords of a whole cluster when it comes back

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from protocol.folder_lock import holder
 from server.edge.epsilon import Releases
 from server.edge.folder import DATABASE, LOCK
 from server.edge.levels import Kept
-from server.edge.round_store import LATELY, SCHEMA, Entry, Order, State, history, orders, read_state, releases
+from server.edge.number_store import LATELY, SCHEMA, Entry, Order, State, history, orders, read_state, releases
 
 _BUSY_SECONDS = 5.0
 
@@ -48,19 +48,12 @@ class Overview:
 
     def reasons(self) -> dict[str, int]:
         """Refusals of all devices together."""
-        total: dict[str, int] = {}
-        for of in self.refusals.values():
-            for reason, count in of.items():
-                total[reason] = total.get(reason, 0) + count
-        return total
+        return reasons(self.refusals)
 
 
 def overview(folder: Path) -> Overview:
     """Raises StoreError."""
-    with _database(folder) as db:
-        refusals: dict[str, dict[str, int]] = {}
-        for device, reason, count in db.execute("SELECT device, reason, count FROM refusals ORDER BY device, reason"):
-            refusals.setdefault(device, {})[reason] = count
+    with database(folder) as db:
         state = read_state(db)
         newest = db.execute("SELECT content FROM history ORDER BY number DESC LIMIT 1").fetchone()
         last = max(0, state.round - LATELY - state.collecting)
@@ -72,7 +65,7 @@ def overview(folder: Path) -> Overview:
             waiting=_value(db, "SELECT count(DISTINCT device) FROM updates WHERE counted = 0"),
             subjects=msgspec.json.decode(newest[0], type=dict[str, Kept]) if newest else {},
             overall=_value(db, "SELECT coalesce(max(number), 0) FROM overall"),
-            refusals=refusals,
+            refusals=refusals(db),
             history=history(db),
             orders=orders(db),
         )
@@ -80,13 +73,13 @@ def overview(folder: Path) -> Overview:
 
 def noisy_releases(folder: Path) -> list[Releases]:
     """What every device has released, for the epsilon ledger. Raises StoreError."""
-    with _database(folder) as db:
+    with database(folder) as db:
         return list(releases(db))
 
 
 def order(folder: Path, *kinds: str, number: int | None = None) -> Sequence[int]:
     """Leaves orders for the edge, all or none; their ids. Raises StoreError."""
-    with _database(folder) as db:
+    with database(folder) as db:
         db.execute("BEGIN IMMEDIATE")
         ids = []
         for kind in kinds:
@@ -96,21 +89,47 @@ def order(folder: Path, *kinds: str, number: int | None = None) -> Sequence[int]
         return ids
 
 
-def past(found: Overview, number: int | None) -> Entry:
+def waiting_orders(folder: Path) -> list[int]:
+    """Ids of the orders that the edge has not done yet. Raises StoreError."""
+    with database(folder) as db:
+        return [waiting.id for waiting in orders(db)]
+
+
+def has_rounds(folder: Path) -> bool:
+    return (folder / DATABASE).exists()
+
+
+def past(history: Sequence[Entry], number: int | None) -> Entry:
     """What a rollback to `number` returns to; None: to what was agreed before the present. Raises RequestError."""
-    if not found.history:
+    if not history:
         raise RequestError("nothing was agreed yet: there is nothing to roll back")
     if number is not None:
-        for entry in found.history:
+        for entry in history:
             if entry.number == number:
                 return entry
-        kept = ", ".join(str(entry.number) for entry in found.history)
+        kept = ", ".join(str(entry.number) for entry in history)
         raise RequestError(f"number {number} is not in the history, which has {kept}")
-    present = found.history[0].of
-    for entry in found.history:
+    present = history[0].of
+    for entry in history:
         if entry.why != "rollback" and entry.of < present:
             return entry
     raise RequestError("the history has nothing from before the present number: name one with --to")
+
+
+def refusals(db: sqlite3.Connection) -> dict[str, dict[str, int]]:
+    """By device and reason."""
+    found: dict[str, dict[str, int]] = {}
+    for device, reason, count in db.execute("SELECT device, reason, count FROM refusals ORDER BY device, reason"):
+        found.setdefault(device, {})[reason] = count
+    return found
+
+
+def reasons(refusals: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for of in refusals.values():
+        for reason, count in of.items():
+            total[reason] = total.get(reason, 0) + count
+    return total
 
 
 def _value(db: sqlite3.Connection, query: str, *parameters: object) -> int:
@@ -118,7 +137,8 @@ def _value(db: sqlite3.Connection, query: str, *parameters: object) -> int:
 
 
 @contextmanager
-def _database(folder: Path) -> Iterator[sqlite3.Connection]:
+def database(folder: Path) -> Iterator[sqlite3.Connection]:
+    """Raises StoreError, for what is done with it too."""
     path = folder / DATABASE
     if not path.exists():
         raise StoreError(f"no edge has kept rounds in {folder}: start `skerry edge`, or name its configuration")

@@ -1,4 +1,4 @@
-"""The tables of an edge's rounds, one migration after the other."""
+"""The tables of an edge's rounds, one migration after the other; those of adapters have some of them too."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ def first_tables(db: Database) -> None:
         strict=True,
     )
     db.table("updates").create_index(["counted"])
+    db.table("overall").create({"one": int, "number": int, "message": bytes}, pk="one", strict=True)
+    number_tables(db)
+
+
+def number_tables(db: Database) -> None:
+    """What `number_store.NumberStore` needs."""
     db.table("releases").create({"device": str, "plain": int, "noisy": int, "spent": float}, pk="device", strict=True)
     db.table("refusals").create({"device": str, "reason": str, "count": int}, pk=("device", "reason"), strict=True)
     db.table("lifts").create({"device": str}, pk="device", strict=True)
     entry = {"number": int, "round": int, "why": str, "of": int, "devices": int, "content": bytes}
     db.table("history").create(entry, pk="number", not_null=entry.keys(), strict=True)
-    db.table("overall").create({"one": int, "number": int, "message": bytes}, pk="one", strict=True)
     db.table("orders").create({"id": int, "kind": str, "number": int}, pk="id", strict=True)
     state = {"number": int, "round": int, "collecting": int, "began": float, "ends": float, "next": float}
     state |= {"heard_number": int, "heard_round": int, "floor": int, "held": int, "seconds": float}

@@ -37,7 +37,8 @@ from protocol.topics import AGREED, CALL, COORDINATOR, EDGE, OVERALL, REPORT, UP
 from protocol.transport.base import Delivery, Transport
 from server.edge.admission import Admission
 from server.edge.levels import Kept, Recipe, agreed, conclude, conclude_secure, merged, report
-from server.edge.round_store import Entry, Order, RoundStore, State
+from server.edge.number_store import Entry, Order, State
+from server.edge.round_store import RoundStore
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""The edge service of one cluster: a directory of who is there and within reach, a bridge for questions, and rounds."""
+"""The edge service of one cluster: a directory of who is there and within reach, a bridge for questions, and rounds of
+thresholds and of adapters."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from protocol.errors import ConfigError
 from protocol.presence import Roster
 from protocol.topics import ANSWER, ASK, DIRECTORY, EDGE, Cluster
 from protocol.transport.base import Transport
+from server.edge.adapter_rounds import AdapterRounds
 from server.edge.bridge import Bridge, BridgeLimits
 from server.edge.directory import Listing
 from server.edge.rounds import Rounds
@@ -18,8 +20,8 @@ from server.edge.rounds import Rounds
 class Edge:
     """`home`: to the cluster's own broker, as device `edge`. `neighbours`: to theirs, by cluster, as device
     `edge.<this cluster>`. None of the transports must be started yet: `start` does that, and `close` ends them. Each
-    of the brokers may be gone for a while; what can be reached without it still is. `rounds`: makes them at `home`;
-    None: there are none."""
+    of the brokers may be gone for a while; what can be reached without it still is. `rounds`, `adapters`: make them at
+    `home`; None: there are none."""
 
     def __init__(
         self,
@@ -29,6 +31,7 @@ class Edge:
         limits: BridgeLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         rounds: Callable[[Transport, Roster], Rounds] | None = None,
+        adapters: Callable[[Transport], AdapterRounds] | None = None,
     ) -> None:
         limits = limits or BridgeLimits()
         if cluster.name in neighbours:
@@ -40,6 +43,8 @@ class Edge:
         self.roster = Roster(cluster, self.listing.member)
         self.bridge = Bridge(cluster, home, neighbours, self.roster, self.listing, clock, limits)
         self.rounds = rounds(home, self.roster) if rounds else None
+        self.adapters = adapters(home) if adapters else None
+        self._federations = [each for each in (self.rounds, self.adapters) if each is not None]
         home.will, home.on_up = self.listing.will, self._up
         self.roster.watch(home)
         home.subscribe(cluster.path(DIRECTORY, EDGE), self.listing.retained, qos=DIRECTORY.qos)
@@ -51,14 +56,13 @@ class Edge:
             transport.subscribe(there.path(DIRECTORY, EDGE), partial(self.listing.heard, name), qos=DIRECTORY.qos)
             transport.subscribe(answers, partial(self.bridge.answered, name), qos=ANSWER.qos)
             transport.on_down = partial(self.listing.lost, name)
-        if self.rounds:
-            home.on_down = self.rounds.down
+        home.on_down = self._down
 
     def start(self) -> None:
-        """Begins to connect to all brokers."""
+        """Begins to connect to all brokers. Raises ConfigError if it cannot listen for the devices' adapters."""
         self.listing.start()
-        if self.rounds:
-            self.rounds.start()
+        for each in self._federations:
+            each.start()
         for transport in (self.home, *self.neighbours.values()):
             transport.start()
 
@@ -66,10 +70,14 @@ class Edge:
         self.listing.close()
         for transport in (self.home, *self.neighbours.values()):
             transport.close()
-        if self.rounds:
-            self.rounds.close()
+        for each in self._federations:
+            each.close()
 
     def _up(self) -> None:
         self.listing.refresh()
-        if self.rounds:
-            self.rounds.up()
+        for each in self._federations:
+            each.up()
+
+    def _down(self) -> None:
+        for each in self._federations:
+            each.down()

@@ -41,6 +41,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def api(tmp_path: Path) -> Iterator[Api]:
     """Of a device that has a memory and a broker, and learns."""
     agent = Mock()
+    agent.shelf.entries = ()
     agent.scheduler.active = agent.scheduler.queued = agent.engine.threads = 0
     who = identity(tmp_path / "key")
     policy = agent.options.policy = ThresholdPolicy(0.25)

@@ -145,7 +145,7 @@ def test_a_device_that_knows_nothing_of_its_hits_yet_audits_them(
     memory: EntryMemory, me: Identity, tmp_path: Path
 ) -> None:
     keeper = keeper_of(memory, me, tmp_path, audits=0.0)
-    keeper.evidence = Evidence(0.1)
+    keeper.bare.evidence = Evidence(0.1)
     llm = cloud(lambda question: len(question.answer) % 29)
     conversation = opened(Chain(keeper, cloud=llm))
     cases = [Case(hidden(seed), position=seed) for seed in range(200)]

@@ -31,6 +31,7 @@ def bus() -> Iterator[Bus]:
 
 def samples(peer: Peer) -> dict[tuple[str, ...], float]:
     agent = Mock()
+    agent.shelf.entries = ()
     agent.scheduler.active = agent.scheduler.queued = agent.engine.threads = 0
     agent.options.policy.threshold = 0.25
     text = Metrics(Device(agent, None, None, peer.network)).text().decode()

@@ -16,9 +16,11 @@ from agent.peers.resolver import AskOptions
 from agent.peers.reunion import SECONDS
 from agent.peers.sharing import GossipLimits
 from agent.peers.trust import Trust
-from protocol import memory, peers, presence, rounds, secure
+from protocol import adapters, memory, peers, presence, rounds, secure
 from protocol.topics import TABLE
+from server.edge import adapter_desk
 from server.edge.admission import REASONS
+from server.edge.blobs import BlobLimits
 from server.edge.bridge import BridgeLimits
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +38,16 @@ MESSAGES: list[type[msgspec.Struct]] = [
     rounds.Agreed,
     rounds.Report,
     rounds.Overall,
+    adapters.AdapterCall,
+    adapters.AdapterOffer,
+    adapters.AdapterAgreed,
 ]
 PARTS = {  # described after the message that they are in
     "Directory": [peers.Known],
     "Agreed": [rounds.Learned],
     "Report": [rounds.Told],
     "Overall": [rounds.Whole, rounds.Level, rounds.Group],
+    "AdapterAgreed": [adapters.AdapterGroup, adapters.Blob],
 }
 
 
@@ -99,7 +105,7 @@ def test_every_step_of_a_secure_round_is_described() -> None:
 
 
 def test_the_version_is_the_codes() -> None:
-    assert peers.VERSION == presence.VERSION == rounds.VERSION == secure.VERSION == 1
+    assert peers.VERSION == presence.VERSION == rounds.VERSION == secure.VERSION == adapters.VERSION == 1
     assert "1 at present" in WORDS
 
 
@@ -115,6 +121,9 @@ def test_the_version_is_the_codes() -> None:
         ("Answer", "entries", f"0 to {peers.MAX_ANSWER}"),
         ("Directory", "devices", f"at most {peers.MAX_DEVICES}"),
         ("Agreed", "subjects", f"at most {rounds.MAX_SUBJECTS}"),
+        ("AdapterAgreed", "groups", f"at most {adapters.MAX_GROUPS}"),
+        ("AdapterOffer", "rank", f"1 to {adapters.MAX_RANK}"),
+        ("AdapterOffer", "lessons", f"1 to {adapters.MAX_LESSONS}"),
         ("Entry", "key", f"1 to {memory.MAX_KEY_BYTES} bytes"),
         ("Entry", "tail", f"{memory.TAIL_BYTES} bytes"),
         ("Entry", "token", f"0 to {memory.MAX_TOKEN}"),
@@ -161,6 +170,11 @@ def test_rates_and_sizes_in_the_text() -> None:
 def test_every_reason_for_refusing_is_named() -> None:
     assert all(f"`{verdict}`" in PAGE for verdict in Verdict)
     assert rows(section("Rounds")) == [[f"`{reason}`", meaning] for reason, meaning in REASONS.items()]
+    reasons = rows(section("Rounds of adapters").partition("Offers and uploads are refused")[2])
+    assert reasons == [[f"`{reason}`", meaning] for reason, meaning in adapter_desk.REASONS.items()]
+    limits = BlobLimits()
+    assert f"({limits.silence_s:.0f} seconds of silence, or {limits.longest_s:.0f} in all" in WORDS
+    assert f"({limits.uploads} uploads, {limits.downloads} downloads)" in WORDS
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.1, 0.33])

@@ -80,6 +80,6 @@ def test_names_that_only_look_like_the_edges_are_allowed() -> None:
 
 
 def test_only_what_would_be_wrong_later_is_not_retained() -> None:
-    states = {"Status", "Directory", "Call", "Agreed", "Report", "Overall"}
+    states = {"Status", "Directory", "Call", "Agreed", "Report", "Overall", "AdapterCall", "AdapterAgreed"}
     assert {kind.message for kind in TABLE if kind.retained} == states
     assert {kind.message for kind in TABLE if kind.qos == 0} == {"Ask", "Answer"}

@@ -78,4 +78,5 @@ async def _serve(device: Device, settings: AgentConfig, model: ModelName) -> Non
         cloud, broker = settings.cloud.url or "none", settings.peers.broker or "none"
         print(f"skerry agent: ready on {url} (model {model.id}, cloud {cloud}, broker {broker})", flush=True)
 
-    await serve(device, Api(device, settings.api, model), settings.api, ready, stop)
+    collector = device.adaptation.collector if device.adaptation is not None else None
+    await serve(device, Api(device, settings.api, model, collector=collector), settings.api, ready, stop)

@@ -111,6 +111,22 @@ def peer(questions: int, as_json: bool) -> None:
     _print(arms.measure(questions=questions, progress=_progress(as_json)), as_json)
 
 
+@bench.command(epilog="Example: skerry bench adapt --json")
+@click.option("--model", default="smollm2-135m", show_default=True, help="catalog id or path of a GGUF file")
+@click.option(
+    "--lessons", type=click.IntRange(50), default=100, show_default=True, help="that are trained on and judged"
+)
+@click.option("--adapters", type=click.IntRange(2), default=100, show_default=True, help="that the edge aggregates")
+@click.option("--rounds", type=click.IntRange(3), default=20, show_default=True, help="of decoding with and without")
+@click.option("--json", "as_json", is_flag=True)
+def adapt(model: str, lessons: int, adapters: int, rounds: int, as_json: bool) -> None:
+    """Training with its memory and pause, adapters attached and decoding, and the edge's aggregate. Needs torch."""
+    from tools.bench import adapt as arms
+
+    result = arms.measure(_model(model), lessons=lessons, adapters=adapters, rounds=rounds, progress=_progress(as_json))
+    _print(result, as_json)
+
+
 @bench.command("all", epilog="Example: skerry bench all")
 @click.pass_context
 def everything(context: click.Context) -> None:

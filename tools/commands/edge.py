@@ -16,9 +16,13 @@ from typing import Any
 import click
 
 from protocol.errors import RequestError
+from protocol.folder_lock import holder
+from server.edge.adapter_overview import adapter_overview, adapters_of
 from server.edge.config import EdgeConfig, assemble, edge_folder
 from server.edge.epsilon import spending
-from server.edge.overview import Overview, noisy_releases, order, overview, past
+from server.edge.folder import LOCK
+from server.edge.overview import Overview, has_rounds, noisy_releases, order, overview, past, waiting_orders
+from tools.commands.edge_adapters import adapters_json, adapters_text
 from tools.settings import configuration
 
 _VARIABLES = {
@@ -32,6 +36,7 @@ _DONE_SECONDS = 5.0  # in which an edge that is connected does what it is told
 _LOOK_SECONDS = 0.1
 _SHOWN = 20  # devices and history entries
 
+of_adapters = click.option("--adapters", is_flag=True, help="Rounds of adapters instead of thresholds.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -77,14 +82,22 @@ def edge(context: click.Context, /, path: Path | None, **options: Any) -> None:
 @as_json
 @click.pass_obj
 def status(folder: Path, as_json: bool) -> None:
-    """Show rounds, what is agreed, who was refused and why, and the history.
+    """Show rounds, what is agreed, who was refused and why, and the history; of adapters too, if it aggregates them.
 
     \b
     Example:
       skerry edge status --json
     """
-    found = overview(folder)
-    click.echo(json.dumps(_json(folder, found), indent=2) if as_json else _text(folder, found))
+    adapters = adapter_overview(folder) if has_rounds(adapters_of(folder)) else None
+    found = overview(folder) if adapters is None or has_rounds(folder) else None
+    if as_json:
+        told = _json(folder, found) if found else {"folder": str(folder)}
+        click.echo(json.dumps(told | ({"adapters": adapters_json(adapters)} if adapters else {}), indent=2))
+        return
+    if found:
+        click.echo(_text(folder, found))
+    if adapters:
+        click.echo(adapters_text(adapters))
 
 
 @edge.command()
@@ -92,41 +105,50 @@ def status(folder: Path, as_json: bool) -> None:
     "--to", "number", type=click.IntRange(1), help="A number of the history; else the one before the present."
 )
 @click.option("--hold", is_flag=True, help="Begin no new round until `skerry edge resume`.")
+@of_adapters
 @click.pass_obj
-def rollback(folder: Path, number: int | None, hold: bool) -> None:
+def rollback(folder: Path, number: int | None, hold: bool, adapters: bool) -> None:
     """Publish what was agreed earlier again, under a new number.
 
     \b
-    Example:
+    Examples:
       skerry edge rollback --to 12 --hold
+      skerry edge rollback --adapters
     """
-    target = past(overview(folder), number).number
+    history = adapter_overview(folder).history if adapters else overview(folder).history
+    folder = adapters_of(folder) if adapters else folder
+    target = past(history, number).number
     kinds = ["hold", "rollback"] if hold else ["rollback"]
     _obeyed(folder, order(folder, *kinds, number=target), f"what was agreed as number {target} is published again")
 
 
 @edge.command()
+@of_adapters
 @click.pass_obj
-def resume(folder: Path) -> None:
+def resume(folder: Path, adapters: bool) -> None:
     """Begin new rounds again after `rollback --hold`.
 
     \b
     Example:
       skerry edge resume
     """
+    folder = adapters_of(folder) if adapters else folder
     _obeyed(folder, order(folder, "resume"), "rounds go on")
 
 
 @edge.command(name="round")
+@of_adapters
 @click.pass_obj
-def round_(folder: Path) -> None:
+def round_(folder: Path, adapters: bool) -> None:
     """Begin a round now instead of at its time.
 
     \b
-    Example:
+    Examples:
       skerry edge round
+      skerry edge round --adapters
     """
-    found = overview(folder)
+    found = adapter_overview(folder) if adapters else overview(folder)
+    folder = adapters_of(folder) if adapters else folder
     if found.state.held:
         raise RequestError("rounds are held: `skerry edge resume` begins them again")
     if found.state.collecting:
@@ -151,7 +173,8 @@ def privacy(folder: Path, delta: float, as_json: bool) -> None:
     Example:
       skerry edge privacy --delta 1e-6 --json
     """
-    spent = spending(noisy_releases(folder), delta)
+    kept = [each for each in (folder, adapters_of(folder)) if has_rounds(each)] or [folder]
+    spent = spending([release for each in kept for release in noisy_releases(each)], delta)
     worst = (spent.worst[0] or "others", spent.worst[1]) if spent.worst else ("", 0.0)
     found = {
         "delta": delta,
@@ -180,12 +203,12 @@ def _finite(epsilon: float) -> float | None:
 def _obeyed(folder: Path, ids: Sequence[int], what: str) -> None:
     """Waits for a running edge to do it; says when it will be done, if it is not."""
     end = time.monotonic() + _DONE_SECONDS
-    while (found := overview(folder)).process is not None and time.monotonic() < end:
-        if not any(waiting.id in ids for waiting in found.orders):
+    while (process := holder(folder, LOCK)) is not None and time.monotonic() < end:
+        if not any(waiting in ids for waiting in waiting_orders(folder)):
             click.echo(what)
             return
         time.sleep(_LOOK_SECONDS)
-    when = "is connected to its broker" if found.process is not None else "runs"
+    when = "is connected to its broker" if process is not None else "runs"
     click.echo(f"{what}, as soon as the edge {when}")
 
 

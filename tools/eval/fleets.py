@@ -93,7 +93,7 @@ def fleet(steps: Pool, devices: int, alpha: float, seed: int, rounds: int = ROUN
     requests, first, which = np.unique(steps.request, return_index=True, return_inverse=True)
     documents, of = np.unique(steps.data.document[first], return_inverse=True)
     streamed = (rng.permutation(len(documents)) < len(documents) // 2)[of]
-    owner = _owners(steps.data.label[first], streamed, devices, alpha, rng)
+    owner = owners(steps.data.label[first], streamed, devices, alpha, _LEAST, rng)
     kinds = len(steps.slms)
     mine = steps.kind == (owner % kinds)[which]
     turn = np.full(len(requests), -1)  # the round in which a request comes
@@ -114,21 +114,23 @@ def fleet(steps: Pool, devices: int, alpha: float, seed: int, rounds: int = ROUN
     )
 
 
-def _owners(
-    label: NDArray[np.int32], streamed: NDArray[np.bool_], devices: int, alpha: float, rng: np.random.Generator
+def owners(
+    label: NDArray[Any], streamed: NDArray[np.bool_], devices: int, alpha: float, least: int, rng: np.random.Generator
 ) -> Rows:
-    """(requests,) Drawn until every device has some, as Li et al. (2022) do; at last, a device that has too few is
-    given some of the one that has the most."""
+    """(requests,) Drawn until every device has at least `least`, in the stream and fresh, as Li et al. (2022) do; at
+    last, a device that has too few is given some of the one that has the most."""
     for _ in range(_DRAWS):
         owner = np.empty(len(label), np.intp)
         for one in np.unique(label):
             places = rng.permutation(np.flatnonzero(label == one))
             cuts = np.cumsum(rng.dirichlet(np.full(devices, alpha)))[:-1] * len(places)
             owner[places] = np.searchsorted(cuts.astype(np.intp), np.arange(len(places)), side="right")
-        if all(np.bincount(owner[part], minlength=devices).min() >= _LEAST for part in (streamed, ~streamed)):
+        if all(
+            np.bincount(owner[part], minlength=devices).min() >= least for part in (streamed, ~streamed) if part.any()
+        ):
             return owner
-    for part in (np.flatnonzero(streamed), np.flatnonzero(~streamed)):
-        while (counts := np.bincount(owner[part], minlength=devices)).min() < _LEAST:
+    for part in filter(len, (np.flatnonzero(streamed), np.flatnonzero(~streamed))):
+        while (counts := np.bincount(owner[part], minlength=devices)).min() < least:
             owner[part[owner[part] == counts.argmax()][0]] = counts.argmin()
     return owner
 

@@ -114,7 +114,7 @@ def _pass(engine: Engine, written: Sequence[Tokens], starts: Sequence[list[int]]
     for place in places:
         place.close()
     for ways, (entropy, mass, hidden) in zip(likely, seen, strict=True):
-        yield Reading(_product(written, ways), np.array(entropy, np.float32), np.array(mass, np.float32), hidden)
+        yield Reading(labels_product(written, ways), np.array(entropy, np.float32), np.array(mass, np.float32), hidden)
 
 
 def spelled(tokenizer: Tokenizer, labels: Sequence[str]) -> list[Tokens]:
@@ -136,7 +136,7 @@ def branches(written: Sequence[Tokens]) -> dict[Tokens, tuple[int, ...]]:
     return {prefix: tuple(tokens) for prefix, tokens in following.items() if len(tokens) > 1}
 
 
-def _product(written: Sequence[Tokens], likely: dict[Tokens, float]) -> Floats:
+def labels_product(written: Sequence[Tokens], likely: dict[Tokens, float]) -> Floats:
     """(K,), sum 1: constrained decoding's probability of each label, a factor for each fork on its way."""
     p = [math.prod(likely.get(label[: at + 1], 1.0) for at in range(len(label))) for label in written]
     return np.array(p, np.float32)

@@ -69,18 +69,18 @@ def recorded(
 ) -> list[R]:
     """The recordings at `paths`; what is missing comes from `record`, which is given up to BATCH indices at a time.
     Raises StoreError."""
-    found = [_load(kind, path) for path in paths]
+    found = [load(kind, path) for path in paths]
     missing = [index for index, recording in enumerate(found) if recording is None]
     for at in range(0, len(missing), BATCH):
         wave = missing[at : at + BATCH]
         for index, recording in zip(wave, record(wave), strict=True):
-            _save(paths[index], recording)
+            save(paths[index], recording)
             found[index] = recording
         say(f"{at + len(wave)}/{len(missing)}")
     return [recording for recording in found if recording is not None]
 
 
-def _save(path: Path, recording: Any) -> None:
+def save(path: Path, recording: Any) -> None:
     whole = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _save(path: Path, recording: Any) -> None:
         ) from None
 
 
-def _load(kind: type[R], path: Path) -> R | None:
+def load(kind: type[R], path: Path) -> R | None:
     try:
         with np.load(path, allow_pickle=False) as columns:
             return kind(**{column: columns[column] for column in kind.__slots__})  # type: ignore[attr-defined]

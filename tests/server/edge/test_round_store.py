@@ -124,7 +124,7 @@ def test_what_is_refused_has_been_released_all_the_same(store: RoundStore) -> No
 def test_a_ledger_of_too_many_devices_counts_the_rest_together(
     store: RoundStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.edge.round_store._RELEASES", 2)
+    monkeypatch.setattr("server.edge.number_store._RELEASES", 2)
     for device in "abcd":
         store.accept(device, update(1, noise=2.0, clip=0.1))
         store.accept(device, update(2, noise=2.0, clip=0.1))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from tools.commands.eval.fusion import fusion
 from tools.commands.eval.learning import news, text
 from tools.commands.eval.memory import memory
+from tools.commands.eval.privacy import privacy
 
 
 @click.group("eval", epilog="Example: skerry eval news --json")
@@ -13,5 +15,5 @@ def eval() -> None:
     """Measure on real text what pays. Models and articles are fetched when they are missing."""
 
 
-for _command in (memory, news, text):
+for _command in (fusion, memory, news, privacy, text):
     eval.add_command(_command)
