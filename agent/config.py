@@ -149,6 +149,9 @@ class Adapt(msgspec.Struct, frozen=True):
     lessons: Annotated[int, Meta(ge=8, le=1_000_000, description="new lessons after which it trains again")] = 64
     idle_s: Annotated[float, Meta(ge=0.0, le=86_400.0, description="seconds without a request before it trains")] = 60.0
     celsius: Annotated[float, Meta(ge=30.0, le=120.0, description="no training at this temperature or above")] = 75.0
+    busy: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="no training while others use more than this share of the processors")
+    ] = 0.5
     memory_mb: Annotated[
         int, Meta(ge=0, le=1 << 24, description="most that training may take; 0: half of what is free")
     ] = 0

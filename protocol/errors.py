@@ -3,7 +3,8 @@
     SkerryError
     ├── ConfigError            a wrong file, key or value in a configuration
     ├── RequestError           a parameter of a request is wrong (HTTP 400)
-    │   └── ContextFull        the text does not fit into the model's context
+    │   ├── ContextFull        the text does not fit into the model's context
+    │   └── UnknownAnswer      no answer of that id is known (HTTP 404)
     ├── Overloaded             no room now, try again after `retry_after` seconds (HTTP 429)
     ├── AuthError              a key is missing, wrong or revoked (HTTP 401)
     ├── ProtocolError          a message from the other side is malformed or over a limit
@@ -53,6 +54,10 @@ class RequestError(SkerryError):
 
 
 class ContextFull(RequestError):
+    pass
+
+
+class UnknownAnswer(RequestError):
     pass
 
 

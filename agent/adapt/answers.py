@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.errors import RequestError
+from protocol.errors import RequestError, UnknownAnswer
 from protocol.resolve import Message
 
 MAX_BYTES = 8 << 20
@@ -15,10 +15,6 @@ MAX_AGE = 3600.0  # seconds
 _TOLD = 10_000  # ids of answers that are no longer remembered
 _TOKEN_BYTES = 36  # of a Python integer and its place in a list
 _FIXED_BYTES = 1000
-
-
-class UnknownAnswer(RequestError):
-    """HTTP 404."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from agent.adapt.collect import Collector
 from agent.adapt.idle import Machine
 from agent.adapt.lessons import lessons_of
 from agent.adapt.service import Adapting
-from agent.adapt.session import adapters_folder, limits_of
+from agent.adapt.session import adapters_folder, limits_of, recipe_of
 from agent.adapt.store import AdapterStore
 from agent.agent import Agent
 from agent.config import AgentConfig
@@ -71,11 +71,12 @@ def adaptation(
         model,
         store,
         collector.lessons,
-        Machine(Path("/"), adapt.celsius),
+        Machine(Path("/"), adapt.celsius, adapt.busy),
         lambda: limits_of(adapt),
         train=adapt.train,
         enough=adapt.lessons,
         idle_s=adapt.idle_s,
+        recipe=recipe_of(adapt),
         on_change=_in_use(agent, keeper, learners, network),
     )
     agent.scheduler.busy = adapting.activity
@@ -103,6 +104,7 @@ def _federation(
         ShareOptions(adapt.share, adapt.clip, adapt.noise, adapt.epsilon, adapt.delta),
         time.monotonic,
         random.SystemRandom().random,
+        judged=lambda id: store.manifest(id) is not None,
     )
 
 

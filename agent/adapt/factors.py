@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agent.adapt.checkpoint import Arrays
+from agent.adapt.noise import frozen_a
 from agent.adapt.recipe import Recipe
 from agent.adapt.torch_model import Base, Low
 from models.adapter import Adapter, Factors
@@ -23,8 +24,8 @@ _EPS = 1e-8
 
 def beginning(base: Base, recipe: Recipe, start: Adapter | None) -> dict[str, Factors]:
     """The factors that training starts from: the recipe's matrices and all that `start` changes, at the recipe's rank
-    and scale. What is new changes nothing yet: b = 0, and a drawn for its name and seed, its first rows alike
-    whatever the rank. Raises TrainingError, BadAdapter."""
+    and scale. What is new changes nothing yet: b = 0, and a drawn for its name and seed, or the frozen one that all
+    devices share, its first rows alike whatever the rank. Raises TrainingError, BadAdapter."""
     if start is not None and start.model != base.fingerprint:
         raise BadAdapter("training cannot start from an adapter that was made for another model file")
     first = max(0, len(base.layers) - recipe.layers) if recipe.layers else 0
@@ -36,10 +37,12 @@ def beginning(base: Base, recipe: Recipe, start: Adapter | None) -> dict[str, Fa
         if matrix is None:
             raise TrainingError(f"the model has no matrix {name} to adapt: adapt.modules names others")
         d_out, d_in = matrix.weight.shape
-        made[name] = Factors(_drawn(name, recipe, d_in), np.zeros((d_out, recipe.rank), np.float32))
+        a = frozen_a(base.fingerprint, name, recipe.rank, d_in) if recipe.freeze_a else _drawn(name, recipe, d_in)
+        made[name] = Factors(a, np.zeros((d_out, recipe.rank), np.float32))
         if start and name in learned:
             scale = start.alpha / len(learned[name].a) / (recipe.alpha / recipe.rank)
-            made[name] = resized(learned[name], scale, made[name])
+            put = rescaled if recipe.freeze_a else resized
+            made[name] = put(learned[name], scale, made[name])
     return made
 
 
@@ -49,11 +52,26 @@ def _drawn(name: str, recipe: Recipe, d_in: int) -> Floats:
     return random.uniform(-bound, bound, (recipe.rank, d_in)).astype(np.float32)
 
 
-def resized(learned: Factors, scale: float, fresh: Factors) -> Factors:
-    """scale * b @ a at the rank of `fresh`: exact where that is no smaller (the rest stays as drawn, and changes
-    nothing), else the nearest by SVD, without forming the product."""
+def rescaled(learned: Factors, scale: float, fresh: Factors) -> Factors:
+    """scale * b with the frozen a of `fresh`, as many columns of it as both have. Raises BadAdapter."""
+    both = _both(learned, fresh)
+    if not np.array_equal(learned.a[:both], fresh.a[:both]):
+        raise BadAdapter("training with a frozen A cannot start from an adapter of another A")
+    b = fresh.b.copy()
+    b[:, :both] = np.float32(scale) * learned.b[:, :both]
+    return Factors(fresh.a, b)
+
+
+def _both(learned: Factors, fresh: Factors) -> int:
     if learned.a.shape[1] != fresh.a.shape[1] or len(learned.b) != len(fresh.b):
         raise BadAdapter("an adapter to start from has a matrix of another shape than the model")
+    return min(len(learned.a), len(fresh.a))
+
+
+def resized(learned: Factors, scale: float, fresh: Factors) -> Factors:
+    """scale * b @ a at the rank of `fresh`: exact where that is no smaller (the rest stays as drawn, and changes
+    nothing), else the nearest by SVD, without forming the product. Raises BadAdapter."""
+    _both(learned, fresh)
     r, rank = len(learned.a), len(fresh.a)
     if r <= rank:
         a, b = fresh.a.copy(), fresh.b.copy()

@@ -20,7 +20,7 @@ from pathlib import Path
 from agent.adapt.blobs import NotOffered, Refused, fetch, upload
 from agent.adapt.noise import secret_gauss, with_a
 from agent.adapt.outgoing import Memory, Outgoing, Own, Past, ShareOptions, hash_of
-from agent.adapt.store import OWN
+from agent.adapt.store import FLEET, OWN
 from models import adapter as adapters
 from models.adapter import Adapter, Floats
 from protocol.adapters import (
@@ -42,7 +42,6 @@ from protocol.transport.base import Delivery, Transport
 
 log = logging.getLogger(__name__)
 
-FLEET = "fleet.0"  # the slot of what the cluster agreed
 EVENTS = (
     "called",
     "offered",
@@ -68,7 +67,8 @@ _KEPT = 3  # agreed adapters on disk: the gate looks at them later
 class AdapterFederation:
     """Subscribes at `transport`, which must not be started yet. `own`: the device's own adapter at this time.
     `consider`: takes an adapter for a slot, judges it when it likes, and returns at once. `folder`: its own. `draw`:
-    uniform on [0, 1). `counts`: by EVENTS. `bytes_up`, `bytes_down`: of files. Raises StoreError."""
+    uniform on [0, 1). `judged`: whether the adapter of this id was judged before. `counts`: by EVENTS. `bytes_up`,
+    `bytes_down`: of files. Raises StoreError."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class AdapterFederation:
         clock: Callable[[], float],
         draw: Callable[[], float],
         gauss: Callable[[int], Floats] = secret_gauss,
+        judged: Callable[[str], bool] = lambda id: False,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.bytes_up = 0
@@ -96,6 +97,7 @@ class AdapterFederation:
         self._options = options
         self._clock = clock
         self._draw = draw
+        self._judged = judged
         self._changed = threading.Condition()  # of what follows
         try:
             (folder / _AGREED).mkdir(parents=True, exist_ok=True)
@@ -286,9 +288,15 @@ class AdapterFederation:
             self._memory.change(number=agreed.number)
             return
         blob = fitting(group, mine.rank if mine else max(group.blobs))
+        composed = self._folder / _AGREED / f"own.{blob.id[:16]}.gguf"
+        judged, told = hash_of(composed), agreed.number == self.past.number
+        if group.share == "all":
+            judged, told = blob.id, told or blob.id == self.past.fleet
+        if told and self._judged(judged):  # nothing new; whoever rolled it back meanwhile shall not get it again
+            self._memory.change(number=agreed.number)
+            return
         path = self._fetched(agreed.url, blob)
         if group.share == "a" and mine is not None:
-            composed = self._folder / _AGREED / f"own.{blob.id[:16]}.gguf"
             adapters.write(with_a(mine, adapters.read(path)), composed)
             self._consider(composed, OWN)
         else:

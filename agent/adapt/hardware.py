@@ -2,7 +2,7 @@
 
 The largest r in RANKS such that (in bytes)
 
-    M_runtime + M_base + M_act + M_head + M_LoRA(r) * (1 + 1 + 2 + 2)  <=  what training may take
+    M_runtime + M_base + M_act + M_head + M_below + M_LoRA(r) * (1 + 1 + 2 + 2)  <=  what training may take
     T[r, batch, length]                                                <=  what a step may take
 
 - M_base = w * (all weights), w = 2 in bfloat16 and 4 in float32.
@@ -11,6 +11,7 @@ The largest r in RANKS such that (in bytes)
   pass, padding included. G is what the allocator and a layer's way back add, measured.
 - M_head = 4 * 5 * rows * V: logits exist for at most ROWS positions at a time; five arrays of them on the way back.
 - M_LoRA(r) = 4 * sum of r (d_in + d_out): the weights, 1 gradient, Adam's 2 moments, and 2 for the update under way.
+- M_below = KEPT_BELOW, where only top layers are adapted.
 - M_runtime: the interpreter, torch and its compiled kernels, measured.
 
 The measured constants are of x86-64 with torch 2.13; `python -m agent.adapt.measure MODEL` prints predicted against
@@ -33,9 +34,13 @@ from agent.adapt.recipe import Recipe
 from models.gguf_header import DAMAGED, read_contents
 from protocol.errors import BadModelFile, TrainingError
 
+ARCHITECTURES = frozenset({"llama", "qwen2"})  # that can be trained (torch_model.py)
 RANKS = (2, 4, 8, 16, 32, 64)
 ROWS = 64
 """Positions whose logits are in memory at once."""
+
+KEPT_BELOW = 64 << 20
+"""Bytes of hidden states that are kept of the layers below the lowest adapted one (agent/adapt/below.py)."""
 
 _RUNTIME_MB = {True: 360.0, False: 325.0}  # by bfloat16: its kernels are compiled for each shape
 _GROWTH = {True: 1.5, False: 1.4}  # G
@@ -47,6 +52,7 @@ _MB = 1 << 20
 class Shapes:
     """Of a model file. `values`: of all weights; `matrices`: (d_out, d_in) by name without ".weight"."""
 
+    architecture: str
     layers: int
     width: int
     vocab: int
@@ -62,6 +68,7 @@ class Shapes:
             architecture = contents.values["general.architecture"]
             shapes = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in contents.tensors}
             return cls(
+                architecture=architecture,
                 layers=contents.values[f"{architecture}.block_count"],
                 width=contents.values[f"{architecture}.embedding_length"],
                 vocab=shapes["token_embd"][0],
@@ -85,6 +92,7 @@ def predicted_mb(shapes: Shapes, recipe: Recipe, tokens: int, rows: int, bfloat1
         size * _GROWTH[bfloat16] * tokens * act,
         4 * _LOGITS * min(rows, ROWS) * shapes.vocab,
         4 * 6 * trained_values(shapes, recipe),
+        KEPT_BELOW if first else 0,
     )
     return _RUNTIME_MB[bfloat16] + sum(parts) / _MB
 

@@ -11,17 +11,18 @@ from pathlib import Path
 
 _COOLER = 5.0  # degrees by which it has to cool down before training goes on
 _SANE = (1.0, 150.0)  # degrees; sensors that are not there report others
-_OTHERS = 0.5  # share of all cores' time that others may take
 _THROTTLED = 0xF  # of the Raspberry Pi's firmware: under-voltage, capped, throttled, soft limit, all at present
 _COOLS_CPU = re.compile(r"cpu|processor", re.IGNORECASE)
 
 
 class Machine:
-    """Asked now and then; load is what it was since the last time. `celsius`: no training at or above."""
+    """Asked now and then; load is what it was since the last time. `celsius`: no training at or above.
+    `busy`: nor while others take more than this share of all cores' time."""
 
-    def __init__(self, root: Path, celsius: float) -> None:
+    def __init__(self, root: Path, celsius: float, busy: float = 0.5) -> None:
         self._root = root
         self._celsius = celsius
+        self._busy = busy
         self._was_hot = False
         self._times = _times(root)
 
@@ -32,7 +33,7 @@ class Machine:
             return "hot"
         if _on_battery(self._root):
             return "on battery"
-        return "busy" if others > _OTHERS else None
+        return "busy" if others > self._busy else None
 
     def _hot(self) -> bool:
         limit = self._celsius - (_COOLER if self._was_hot else 0.0)

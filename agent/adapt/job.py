@@ -125,9 +125,13 @@ def prepare(folder: Path, job: Job, lessons: bytes, candidate: Path | None = Non
 
 
 def clear(folder: Path) -> None:
-    """Leaves nothing of it. Raises StoreError."""
+    """Leaves nothing of it. A worker that still is at it finds no place to write to. Raises StoreError."""
+    going = folder.with_name(f"{folder.name}.going")
     try:
+        if going.exists():  # since an end in between
+            shutil.rmtree(going)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(going)
+            shutil.rmtree(going)
     except OSError as error:
         raise StoreError(f"{folder} cannot be removed: {error.strerror}; check the disk") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.adapt.below import Below
 from agent.adapt.factors import Trained, beginning
 from agent.adapt.hardware import Point, Shapes, predicted_mb, rss_mb
 from agent.adapt.lesson import Lesson, Target
@@ -33,11 +34,11 @@ def step(base: Base, recipe: Recipe, length: int, repeats: int = 2) -> Point:
     lessons = [Lesson(row, [Target(length, "label", row[-1:])], "example") for row in tokens]
     examples = prepare(base, lessons, recipe)
     trained = Trained(beginning(base, recipe, None), recipe)
-    took = []
+    below, took = Below(base, trained.lows), []
     with base.changed(trained.lows):
         for _ in range(repeats + 1):
             begun = time.perf_counter()
-            gradients(base, examples, recipe)
+            gradients(base, examples, recipe, below)
             trained.update(1e-4, 1.0)
             trained.forget_gradients()
             took.append(time.perf_counter() - begun)

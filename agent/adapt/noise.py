@@ -66,6 +66,13 @@ def frozen_start(
     return Adapter(model, architecture, alpha, factors)
 
 
+def is_frozen(adapter: Adapter) -> bool:
+    """Whether it has the A that all devices share."""
+    return all(
+        np.array_equal(each.a, frozen_a(adapter.model, name, *each.a.shape)) for name, each in adapter.factors.items()
+    )
+
+
 def released(
     own: Adapter, agreed: Adapter | None, clip: float, noise: float, gauss: Callable[[int], Floats]
 ) -> Adapter:
@@ -73,11 +80,9 @@ def released(
     Raises TrainingError if its A is not the frozen one, or `clip` or `noise` protect nothing."""
     if not (0.0 < clip < math.inf and 0.0 < noise < math.inf):
         raise TrainingError(f"clip {clip} and noise {noise} protect nothing: choose positive ones (adapt.clip, .noise)")
-    differences = {}
-    for name, each in own.factors.items():
-        if not np.array_equal(each.a, frozen_a(own.model, name, *each.a.shape)):
-            raise TrainingError("the adapter was trained without a frozen A, so noise cannot protect it: train it anew")
-        differences[name] = each.b - _reference(own, agreed, name, each)
+    if not is_frozen(own):
+        raise TrainingError("the adapter was trained without a frozen A, so noise cannot protect it: train it anew")
+    differences = {name: each.b - _reference(own, agreed, name, each) for name, each in own.factors.items()}
     length = math.sqrt(sum(float(np.square(each, dtype=np.float64).sum()) for each in differences.values()))
     kept = min(1.0, clip / length) if length else 1.0
     factors = {}

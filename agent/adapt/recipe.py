@@ -20,11 +20,11 @@ class Recipe(msgspec.Struct, frozen=True):
 
     rank: Annotated[int, Meta(ge=1, le=256)] = 8
     alpha: Annotated[float, Meta(gt=0)] = 16.0
-    modules: tuple[str, ...] = ("attn_q", "attn_v")
-    layers: Annotated[int, Meta(ge=0)] = 0
-    rate: Annotated[float, Meta(gt=0, le=1)] = 1e-3
-    batch: Annotated[int, Meta(ge=1, le=1024)] = 4
-    epochs: Annotated[float, Meta(gt=0, le=1000)] = 2.0
+    modules: tuple[str, ...] = ("attn_q", "attn_v", "attn_output", "ffn_down")
+    layers: Annotated[int, Meta(ge=0)] = 10
+    rate: Annotated[float, Meta(gt=0, le=1)] = 2e-3
+    batch: Annotated[int, Meta(ge=1, le=1024)] = 2
+    epochs: Annotated[float, Meta(gt=0, le=1000)] = 6.0
     tokens: Annotated[int, Meta(ge=2)] = 2048
     kept_weight: Annotated[float, Meta(ge=0)] = 0.5
     freeze_a: bool = False

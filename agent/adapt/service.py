@@ -2,7 +2,7 @@
 
 requests ──► activity ──────────────► pause ──┐
 lessons ──► enough new ones, idle? ──► Session ──► Supervisor ──► worker
-adapters from elsewhere ──► consider ──┘   └──► AdapterStore ──► on_change, on_own
+adapters from elsewhere ──► consider ──┘   └──► AdapterStore ──► on_change
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Adapting:
 
     `train`: whether it trains by itself; it judges and notices changes anyway. `enough`: new lessons that begin a
     training. `on_change` hears of what is in use, slot to file, at the start and after each change, also one that
-    another process made; `on_own` of a new own adapter: its file, the lessons it rests on, whether it is private.
+    another process made.
     """
 
     def __init__(
@@ -78,7 +78,6 @@ class Adapting:
         idle_s: float = 60.0,
         recipe: Recipe | None = None,
         on_change: Callable[[dict[str, Path]], None] = lambda in_use: None,
-        on_own: Callable[[Path, int, bool], None] = lambda path, weight, private: None,
         clock: Callable[[], float] = time.monotonic,
         supervisor: Supervisor | None = None,
     ) -> None:
@@ -93,7 +92,6 @@ class Adapting:
         self._idle_s = idle_s
         self._recipe = recipe or Recipe()
         self._on_change = on_change
-        self._on_own = on_own
         self._clock = clock
         self._supervisor = supervisor or Supervisor(self._progressed)
         self._considered: deque[tuple[Path, str]] = deque()
@@ -241,11 +239,11 @@ class Adapting:
         def begins(slot: str) -> None:
             self._set(doing="training", slot=slot, error="")
 
+        slots = 0
         for outcome in session.learn_all(self._lessons, self._recipe, begins):
+            slots += 1
             self._ended(outcome)
-            if not outcome.adapter.dropped:
-                self._on_own(self.store.path(outcome.adapter.id), outcome.adapter.lessons, outcome.adapter.private)
-        self._set(trainings=self.status.trainings + 1)
+        self._set(trainings=self.status.trainings + bool(slots))
 
     def _ended(self, outcome: Outcome) -> None:
         good = not outcome.adapter.dropped

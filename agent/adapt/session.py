@@ -14,12 +14,14 @@ from agent.adapt import lesson as encoding
 from agent.adapt.gate import LEAST, held_out
 from agent.adapt.job import Job, Result
 from agent.adapt.lesson import Lesson
+from agent.adapt.noise import is_frozen
 from agent.adapt.recipe import Recipe
-from agent.adapt.store import OWN, PRIVATE, AdapterStore, Kept, Origin
+from agent.adapt.store import FLEET, OWN, PRIVATE, AdapterStore, Kept, Origin
 from agent.adapt.supervise import Supervisor
 from agent.config import Adapt, AgentConfig, device_folder
 from agent.doctor.machine import read_machine
 from agent.memory.key import keys_beside
+from models import adapter as adapters
 from models.engine.threads import physical_cores
 from protocol.errors import NoTraining, TrainingError
 from protocol.folder_lock import FolderLock, holder
@@ -96,8 +98,7 @@ class Session:
             raise TrainingError(
                 f"too few lessons: of {len(lessons)}, a fifth is held out to judge by, and {LEAST} of those are needed"
             )
-        in_use = self._store.in_use()
-        start = in_use.get(slot) or in_use.get(OWN)  # what private lessons add begins with what the others taught
+        start = self._start(slot, recipe)
         work, given = self._folder / f"work-{slot}", self._job(recipe, start)
         if _may_go_on(work, given, lessons):
             job.write(work, job.JOB, given)
@@ -111,6 +112,15 @@ class Session:
         work = self._folder / "work-judge"
         job.prepare(work, self._job(None, present), encoding.encode(lessons), candidate)
         return self._settle(work, slot, "fleet", False, self._supervisor.run(work))
+
+    def _start(self, slot: str, recipe: Recipe) -> Path | None:
+        """What private lessons add begins with what the others taught. With a frozen A it begins with what all agreed
+        on, as it is the difference from that which is sent; an adapter of another A is of no use then."""
+        in_use = self._store.in_use()
+        if not recipe.freeze_a:
+            return in_use.get(slot) or in_use.get(OWN)
+        known = (in_use.get(name) for name in dict.fromkeys((FLEET, slot, OWN)))
+        return next((path for path in known if path is not None and is_frozen(adapters.read(path))), None)
 
     def _job(self, recipe: Recipe | None, start: Path | None) -> Job:
         limits = self._limits
@@ -152,6 +162,11 @@ def limits_of(adapt: Adapt) -> Limits:
     )
 
 
+def recipe_of(adapt: Adapt) -> Recipe:
+    """Noise protects an adapter with a frozen A alone."""
+    return Recipe(freeze_a=adapt.noise > 0.0)
+
+
 def installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
@@ -177,7 +192,7 @@ def trainer(folder: Path) -> int | None:
 
 
 def erase(folder: Path) -> None:
-    """What trainings that were ended have left of lessons. Raises StoreError."""
+    """What trainings have left of lessons; one that is under way fails. Raises StoreError."""
     for work in folder.glob("work-*"):
         job.clear(work)
 

@@ -31,7 +31,7 @@ from protocol.folder_lock import FolderLock
 
 log = logging.getLogger(__name__)
 
-OWN, PRIVATE = "own", "own.private"
+OWN, PRIVATE, FLEET = "own", "own.private", "fleet.0"  # FLEET: what the cluster agreed on
 SLOT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 _ADAPTERS, _BYTES = 32, 512_000_000  # kept on disk; those in use now or three states ago stay beyond that

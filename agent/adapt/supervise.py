@@ -120,6 +120,7 @@ class Supervisor:
     def _start(self, folder: Path) -> None:
         threads = str(_threads(folder))
         env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        env["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait would take the processor from others
         try:
             with (folder / files.LOG).open("wb") as log_file, self._changed:
                 self._changed.wait_for(lambda: self._closing or self._paused_at is None)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agent.adapt.gguf_tensors import Weights
+from agent.adapt.hardware import ARCHITECTURES
 from models.adapter import Adapter
 from models.fingerprint import fingerprint
 from protocol.errors import BadAdapter, TrainingError
@@ -191,14 +192,12 @@ class Base:
     `context`: tokens it was made for; `vocab`; `width`: of a hidden state; `dtype`: of the weights.
     """
 
-    neighbours: ClassVar[Mapping[str, bool]] = {"llama": True, "qwen2": False}
-
     def __init__(self, weights: Weights, fingerprint: str, dtype: torch.dtype) -> None:
         """Raises TrainingError if this is an architecture that cannot be trained, BadModelFile."""
         self.fingerprint = fingerprint
         self.architecture = weights.architecture
-        if self.architecture not in self.neighbours:
-            known = ", ".join(sorted(self.neighbours))
+        if self.architecture not in ARCHITECTURES:
+            known = ", ".join(sorted(ARCHITECTURES))
             raise TrainingError(f"models of the architecture {self.architecture} cannot be trained: it knows {known}")
         self.dtype = dtype
         self.context: int = weights.value("context_length")
@@ -211,7 +210,7 @@ class Base:
             raise TrainingError("models that rotate a part of each head cannot be trained")
         factors = self._vector(weights, "rope_freqs.weight") if "rope_freqs.weight" in weights else None
         base = weights.value("rope.freq_base", 10_000.0)
-        self._rotary = Rotary(head, base, factors, self.neighbours[self.architecture])
+        self._rotary = Rotary(head, base, factors, neighbours=self.architecture == "llama")
         self._embedding = self._tensor(weights, "token_embd.weight")
         self.vocab = len(self._embedding)
         self._output = self._tensor(weights, "output.weight") if "output.weight" in weights else self._embedding
@@ -293,9 +292,16 @@ class Base:
     def forward(self, tokens: Tensor) -> Tensor:
         """Hidden states (n, length, width) of tokens (n, length), before the last norm. Rows may be padded on the
         right: a token sees only those before it."""
-        cos, sin = self._rotary.angles(tokens.shape[1], self.dtype)
-        h = self._embedding[tokens]
-        for layer in self.layers:
+        return self.through(self.embedded(tokens), 0, len(self.layers))
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """(n, length, width): what the lowest layer is given."""
+        return self._embedding[tokens]
+
+    def through(self, h: Tensor, first: int, end: int) -> Tensor:
+        """What the layers from `first` to before `end` make of hidden states (n, length, width)."""
+        cos, sin = self._rotary.angles(h.shape[1], self.dtype)
+        for layer in self.layers[first:end]:
             h = h + self._attention(layer, _applied(RmsNorm, h, layer.attn_norm, self._eps), cos, sin)
             inner = _applied(RmsNorm, h, layer.ffn_norm, self._eps)
             h = h + layer.ffn_down(_applied(SwiGlu, layer.ffn_gate(inner), layer.ffn_up(inner)))

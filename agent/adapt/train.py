@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import torch
 
+from agent.adapt.below import Below
 from agent.adapt.checkpoint import Checkpoint
 from agent.adapt.factors import Trained, beginning
 from agent.adapt.hardware import ROWS, rss_mb
@@ -24,7 +25,7 @@ from agent.adapt.lesson import Lesson, encode
 from agent.adapt.losses import sparse_kl
 from agent.adapt.prepare import Example, prepare, with_kept
 from agent.adapt.recipe import Progress, Recipe, Stage
-from agent.adapt.torch_model import Base, distributions, grouped, padded, states, states_all
+from agent.adapt.torch_model import Base, distributions, grouped, states, states_all
 from models.adapter import Adapter
 from protocol.errors import TrainingError
 
@@ -58,7 +59,8 @@ def train(
         made = with_kept(base, made, recipe, lambda: run.told("reading"))
         trained = Trained(beginning(base, recipe, start), recipe)
         with base.changed(trained.lows):
-            run.go(made, trained, checkpoint, _digest(base, lessons, recipe, start))
+            below = Below(base, trained.lows)
+            run.go(made, trained, below, checkpoint, _digest(base, lessons, recipe, start))
     return Adapter(base.fingerprint, base.architecture, recipe.alpha, trained.factors())
 
 
@@ -79,7 +81,9 @@ class _Run:
         self._loss = math.nan
         self._bad = 0
 
-    def go(self, made: Sequence[Example], trained: Trained, checkpoint: Checkpoint | None, digest: str) -> None:
+    def go(
+        self, made: Sequence[Example], trained: Trained, below: Below, checkpoint: Checkpoint | None, digest: str
+    ) -> None:
         if checkpoint and (stored := checkpoint.load(digest)):
             self._step = self._resumed = stored[0]
             self._bad = int(stored[1]["bad"])
@@ -87,7 +91,7 @@ class _Run:
         self._begun = self._clock()
         order = batches([len(example.tokens) for example in made], self._recipe)
         for batch in islice(order, self._step, self._steps):
-            good = self._learn([made[index] for index in batch], trained)
+            good = self._learn([made[index] for index in batch], trained, below)
             self._step += 1
             self._seen += len(batch)
             self.told("training")
@@ -95,10 +99,10 @@ class _Run:
                 checkpoint.save(digest, self._step, trained.state() | {"bad": np.array(self._bad)})
         self.told("done")
 
-    def _learn(self, batch: Sequence[Example], trained: Trained) -> bool:
+    def _learn(self, batch: Sequence[Example], trained: Trained, below: Below) -> bool:
         """One step; without effect, and at half the rate from now on, if the gradient is not finite."""
         trained.forget_gradients()
-        self._loss = gradients(self._base, batch, self._recipe)
+        self._loss = gradients(self._base, batch, self._recipe, below)
         norm = trained.norm()
         if not (math.isfinite(self._loss) and math.isfinite(norm)):
             self._bad += 1
@@ -120,7 +124,7 @@ class _Run:
         )
 
 
-def gradients(base: Base, batch: Sequence[Example], recipe: Recipe) -> float:
+def gradients(base: Base, batch: Sequence[Example], recipe: Recipe, below: Below) -> float:
     """Adds the gradient of the batch's mean loss to the leaves; the loss, in nats.
 
     Logits exist for ROWS positions at a time: their gradient by the hidden state is taken at once, and goes down
@@ -129,7 +133,7 @@ def gradients(base: Base, batch: Sequence[Example], recipe: Recipe) -> float:
     loss = 0.0
     for group in grouped([len(example.tokens) for example in batch], recipe.tokens):
         parts = [batch[index] for index in group]
-        h = base.forward(padded([part.tokens for part in parts]))
+        h = base.through(below.states(parts), below.first, len(base.layers))
         rows = torch.tensor([row for row, part in enumerate(parts) for _ in part.positions])
         states = base.final(h[rows, torch.from_numpy(np.concatenate([part.positions for part in parts]))])
         ids, p, weights = _targets(parts, len(batch))

@@ -18,6 +18,7 @@ from agent.adapt.lesson import Lesson
 from agent.adapt.measure import step as measured
 from agent.adapt.recipe import Progress as Step
 from agent.adapt.recipe import Recipe
+from agent.adapt.retain import plain
 from agent.adapt.router import centroid
 from agent.adapt.train import Base, states_all, train
 from models import adapter as adapters
@@ -43,10 +44,11 @@ def trained(folder: Path, given: Job, lessons: Sequence[Lesson], tell: Tell) -> 
         tell(Progress("train", told.step, told.steps, told.loss, told.eta_s if told.step else None))
 
     began = time.monotonic()
-    made = train(base, lessons, recipe, start, Checkpoint(folder / job.CHECKPOINT), step)
+    tokenizer = GgufTokenizer.open(Path(given.model))
+    made = train(base, [*lessons, *plain(tokenizer)], recipe, start, Checkpoint(folder / job.CHECKPOINT), step)
     seconds = time.monotonic() - began
     tell(Progress("write"))
-    centre = centroid(lambda tokens: states_all(base, None, tokens), GgufTokenizer.open(Path(given.model)), lessons)
+    centre = centroid(lambda tokens: states_all(base, None, tokens), tokenizer, lessons)
     id = adapters.write(replace(made, centroid=centre), folder / job.CANDIDATE)
     return Trained(
         id=id,

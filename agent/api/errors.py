@@ -9,8 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.adapt.answers import UnknownAnswer
-from protocol.errors import AuthError, ContextFull, Overloaded, RequestError, StoreError, UnknownModel
+from protocol.errors import AuthError, ContextFull, Overloaded, RequestError, StoreError, UnknownAnswer, UnknownModel
 
 log = logging.getLogger(__name__)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agent.adapt.assemble import Adaptation
+from agent.adapt.federation import EVENTS as ADAPTER_EVENTS
 from agent.agent import Account, Event, Piece
 from agent.api.answer import is_token
 from agent.device import Device
@@ -16,6 +19,7 @@ from agent.learn.federation import EVENTS, Federation
 from agent.learn.learner import Learner
 from agent.memory.keeper import Keeper
 from agent.peers.network import Network
+from protocol.errors import StoreError
 
 _FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REQUEST_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -42,6 +46,8 @@ class _State(Collector):
             yield from _learning(device.learner)
         if device.federation is not None:
             yield from _rounds(device.federation)
+        if device.adaptation is not None:
+            yield from _adapting(device.adaptation)
 
 
 def _agent(device: Device) -> Iterator[Metric]:
@@ -102,6 +108,32 @@ def _rounds(federation: Federation) -> Iterator[Metric]:
     for kind in EVENTS:
         events.add_metric([kind], federation.counts[kind])
     yield events
+
+
+def _adapting(adaptation: Adaptation) -> Iterator[Metric]:
+    lessons, status, federation = adaptation.collector.lessons, adaptation.adapting.status, adaptation.federation
+    with suppress(StoreError):  # the disk's trouble; the rest is told all the same
+        yield _gauge("lessons", "Lessons that are kept.", lessons.count)
+    yield _counter("lessons_refused", "Answers of which no lesson could be made.", adaptation.collector.refused)
+    yield _gauge("training", "1 while an adapter is trained or judged.", status.doing in ("training", "judging"))
+    yield _counter("trainings", "Trainings that ended.", status.trainings)
+    yield _counter("adapters_committed", "Adapters that passed the gate.", status.committed)
+    if federation is not None:
+        yield _gauge(
+            "adapter_number", "Number of the adapters that the cluster agreed on last.", federation.past.number
+        )
+        events = CounterMetricFamily(
+            "skerry_adapter_events", "What happened in rounds of adapters, by kind.", labels=["kind"]
+        )
+        for kind in ADAPTER_EVENTS:
+            events.add_metric([kind], federation.counts[kind])
+        yield events
+        volume = CounterMetricFamily(
+            "skerry_adapter_bytes", "Bytes of adapters' files, by direction.", labels=["direction"]
+        )
+        volume.add_metric(["up"], federation.bytes_up)
+        volume.add_metric(["down"], federation.bytes_down)
+        yield volume
 
 
 def _peers(network: Network) -> Iterator[Metric]:

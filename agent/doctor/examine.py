@@ -20,6 +20,7 @@ from agent.doctor.model import (
     find_model,
     missing_bytes,
 )
+from agent.doctor.training import check_training
 from models.catalog import Catalog
 from models.store import Places
 from protocol.errors import BadModelFile, SkerryError
@@ -74,4 +75,5 @@ def _examine_model(config: AgentConfig, places: Places, machine: Machine) -> Gen
         return None  # loading it could take the machine down
     tokenizer, finding = check_writing(path, config.model)
     yield finding
+    yield check_training(config, path, available)
     return tokenizer

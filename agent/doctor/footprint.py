@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.config import Model
 from models.catalog import Entry
+from models.engine.base import WINDOW
 from models.gguf_header import read_values
 from protocol.errors import BadModelFile
 
@@ -28,14 +29,14 @@ class Shape:
 
 def footprint(shape: Shape, model: Model) -> int:
     """Bytes that the agent takes with this model under this configuration."""
-    cells = min(model.context, shape.context) * shape.cell * _ELEMENT[model.kv]
+    cells = (min(model.context, shape.context) + WINDOW) * shape.cell * _ELEMENT[model.kv]
     return int(shape.file * (2 if model.repack else 1) + cells + _PROCESS)
 
 
 def largest_context(shape: Shape, model: Model, available: int) -> int:
     """Tokens of context that fit, in steps of 256; 0 if none do."""
     left = available - shape.file * (2 if model.repack else 1) - _PROCESS
-    return max(0, min(shape.context, int(left / (shape.cell * _ELEMENT[model.kv])))) // 256 * 256
+    return max(0, min(shape.context, int(left / (shape.cell * _ELEMENT[model.kv])) - WINDOW)) // 256 * 256
 
 
 def guessed_shape(entry: Entry) -> Shape:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from server.edge.adapters import Contribution  # slow to load, and only the child needs it
 
 _NICE = 10
+_ALONE = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+)  # each thread more takes memory; small matrices
 
 
 class Upload(msgspec.Struct, frozen=True):
@@ -55,10 +58,11 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """`refused`: why, by device."""
+    """`refused`: why, by device; `failed`: why a group's adapters have no result together."""
 
     made: list[Kept]
     refused: dict[str, str]
+    failed: list[str] = []
 
 
 class CombineFailed(Exception):
@@ -78,7 +82,9 @@ class ChildCombiner:
     def __call__(self, job: Job) -> Result:
         command = [sys.executable, "-P", "-m", "server.edge.adapter_combine"]
         try:
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | _ALONE
+            )
         except OSError as error:
             raise CombineFailed(f"no process to aggregate in: {error.strerror}") from None
         self._child = child
@@ -105,34 +111,44 @@ def combine(job: Job) -> Result:
         by_model.setdefault(upload.model, []).append(upload)
     made: list[Kept] = []
     refused: dict[str, str] = {}
+    failed: list[str] = []
     for model, uploads in sorted(by_model.items(), key=lambda item: -len(item[1])):
-        of_model, wrong = _of_model(job, model, uploads)
-        made += of_model
-        refused |= wrong
+        of_model = _of_model(job, model, uploads)
+        made += of_model.made
+        refused |= of_model.refused
+        failed += of_model.failed
     made.sort(key=lambda each: -each.group.devices)  # stable: otherwise in the order of those before
-    return Result(made[:MAX_GROUPS], refused)
+    return Result(made[:MAX_GROUPS], refused, failed)
 
 
-def _of_model(job: Job, model: str, uploads: list[Upload]) -> tuple[list[Kept], dict[str, str]]:
+def _of_model(job: Job, model: str, uploads: list[Upload]) -> Result:
     from models.adapter import read
     from server.edge.adapters import Contribution, groups, screen
 
-    loads = {each.device: partial(read, Path(each.file)) for each in uploads}
-    told = [Contribution(each.device, float(each.lessons), loads[each.device]) for each in uploads]
-    architectures = Counter(load().architecture for load in loads.values())
-    architecture = architectures.most_common(1)[0][0]
-    sound, refused = screen(told, model, architecture, job.strategy)
-    if not sound:
-        return [], refused
-    by_device = {each.device: each for each in sound}
-    together = groups(sound, job.before) if job.group else [sorted(by_device)]
-    made = []
-    for members in together:
+    told: list[Contribution] = []
+    unreadable: dict[str, str] = {}
+    architectures: Counter[str] = Counter()
+    for each in uploads:
+        load = partial(read, Path(each.file))
         try:
-            made.append(_blobs(job, [by_device[device] for device in members], {each.device: each for each in uploads}))
+            architectures[load().architecture] += 1
+            told.append(Contribution(each.device, float(each.lessons), load))
         except BadAdapter as error:
-            refused |= dict.fromkeys(members, str(error))
-    return made, refused
+            unreadable[each.device] = str(error)
+    if not told:
+        return Result([], unreadable)
+    sound, refused = screen(told, model, architectures.most_common(1)[0][0], job.strategy)
+    result = Result([], unreadable | refused)
+    if not sound:
+        return result
+    by_device = {each.device: each for each in sound}
+    of_device = {each.device: each for each in uploads}
+    for members in groups(sound, job.before) if job.group else [sorted(by_device)]:
+        try:
+            result.made.append(_blobs(job, [by_device[device] for device in members], of_device))
+        except BadAdapter as error:
+            result.failed.append(f"of {len(members)} devices: {error}")
+    return result
 
 
 def _blobs(job: Job, members: list[Contribution], uploads: dict[str, Upload]) -> Kept:

@@ -17,7 +17,8 @@ from server.edge.overview import database, reasons, refusals
 @dataclass(frozen=True, slots=True)
 class AdapterOverview:
     """`devices`: by state of their last offer: known, and of the present round offered, uploaded. `groups`: of the
-    present number. `bytes_up`, `bytes_down`: of files, in all rounds that are remembered; `traffic`: by round."""
+    present number. `bytes_up`, `bytes_down`: of files, in all rounds that are remembered; `traffic`: by round.
+    `trouble`: what went wrong in the last round that ended."""
 
     process: int | None
     state: State
@@ -29,6 +30,7 @@ class AdapterOverview:
     traffic: dict[int, tuple[int, int]]
     history: list[Entry]
     orders: list[Order]
+    trouble: str
 
     @property
     def left(self) -> float:
@@ -68,4 +70,5 @@ def adapter_overview(folder: Path) -> AdapterOverview:
             traffic={round: (up, down) for round, up, down in db.execute("SELECT * FROM traffic ORDER BY round DESC")},
             history=history(db),
             orders=orders(db),
+            trouble="".join(trouble for (trouble,) in db.execute("SELECT trouble FROM ended")),
         )

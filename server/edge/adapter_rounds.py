@@ -242,23 +242,28 @@ class AdapterRounds:
 
     def _conclude(self, job: Job) -> None:
         """Without the lock while it is aggregated."""
-        result = Result([], {})
-        if len(job.uploads) >= self._options.least:
+        came, least = len(job.uploads), self._options.least
+        result = Result([], {}, [] if came >= least else [f"{came} adapters came, {least} are needed"])
+        if came >= least:
             try:
                 result = self._combine(job)
             except CombineFailed as error:
                 if self._closing.is_set():
                     return  # the round is still there when the edge is back
-                log.error("nothing is agreed in this round: %s", error)
+                result.failed.append(str(error))
         with self._lock:
             for device, reason in result.refused.items():
                 self._desk.refuse(device, "screened")
                 log.info("the adapter of %s is left out: %s", device, reason)
-            made = [kept for kept in result.made if kept.group.devices >= self._options.least]
-            self._agree(made)
+            made = [kept for kept in result.made if kept.group.devices >= least]
+            failed = result.failed or ([] if made else [f"none of {came} adapters is in a result: see who was refused"])
+            self._agree(made, "; ".join(failed))
 
-    def _agree(self, made: list[Kept]) -> None:
+    def _agree(self, made: list[Kept], trouble: str) -> None:
+        if trouble:
+            log.warning("not all that came in this round is agreed: %s", trouble)
         with self._store.transaction() as state:
+            self._store.ended(state.round, trouble)
             members = [device for kept in made for device in kept.members]
             if made:
                 state.number = _next_number(state)

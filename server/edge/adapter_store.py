@@ -140,6 +140,11 @@ class AdapterStore(NumberStore):
         """In a transaction."""
         self._db.executemany("UPDATE offers SET counted = ? WHERE device = ?", [(round, each) for each in devices])
 
+    def ended(self, round: int, trouble: str) -> None:
+        """In a transaction. `trouble`: what has no result, and why; empty: all is well."""
+        self._db.execute("DELETE FROM ended")
+        self._db.execute("INSERT INTO ended VALUES (?, ?)", (round, trouble))
+
     def traffic(self, round: int, up: int, down: int) -> None:
         """Adds bytes to those of the round."""
         with self._commit():

@@ -10,18 +10,23 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
-from agent.config import AgentConfig, Api, Cloud, Model
+from agent.adapt.store import AdapterStore
+from agent.config import Adapt, AgentConfig, Api, Cloud, Device, Model
 from agent.doctor import examine, machine, model
 from agent.doctor.api import check_api
 from agent.doctor.cloud import check_cloud
 from agent.doctor.finding import Finding
 from agent.doctor.footprint import Shape, footprint, read_shape
+from agent.doctor.training import check_training
 from models.catalog import Catalog
+from models.fingerprint import fingerprint
 from models.store import Places
 from protocol.resolve import Hello, encode
+from tests.agent.adapt.adapters import small_file
 
 GB = 1_000_000_000
 TREES = {
@@ -123,9 +128,33 @@ def test_disk_and_clock(tmp_path: Path) -> None:
 def test_the_footprint_is_file_context_and_process(smollm2: Path) -> None:
     shape = read_shape(smollm2)
     assert shape == Shape(98_362_432, 8192, 30 * 3 * (64 + 64))
-    assert footprint(shape, Model(context=4096, kv="f16")) == 98_362_432 + 4096 * 11_520 * 2 + 150_000_000
+    assert footprint(shape, Model(context=4096, kv="f16")) == 98_362_432 + (4096 + 256) * 11_520 * 2 + 150_000_000
     assert footprint(shape, Model(context=1 << 20)) == footprint(shape, Model(context=8192))
     assert footprint(shape, Model(repack=True)) - footprint(shape, Model()) == shape.file
+
+
+def test_training_is_possible_where_torch_memory_and_model_allow_it(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AgentConfig(device=Device(folder=str(tmp_path)))
+    assert not (tmp_path / "adapters").exists()
+    fine = check_training(config, smollm2, 4 * GB)
+    assert (fine.level, fine.subject) == ("ok", "training")
+    assert fine.text.startswith("adapters in use: none; rank 64 fits 1,907 MB")
+    assert not (tmp_path / "adapters").exists(), "it only looks"
+    path = small_file(tmp_path, 1, fingerprint(smollm2))
+    store = AdapterStore(tmp_path / "adapters", fingerprint(smollm2))
+    store.commit("own", store.add(path, "own").id, "trained")
+    tight = check_training(config, smollm2, GB)
+    assert tight.level == "warn"
+    assert f"in use: own {store.state().slots['own'][:12]}; training needs" in tight.text
+    strange = tmp_path / "strange.gguf"
+    strange.write_bytes(smollm2.read_bytes()[: 4 << 20].replace(b"llama", b"mamba"))
+    assert "architecture mamba cannot be trained" in check_training(config, strange, 4 * GB).text
+    monkeypatch.setattr("agent.doctor.training.installed", lambda: False)
+    without = check_training(config, smollm2, 4 * GB)
+    assert (without.level, without.remedy) == ("warn", "pip install 'skerry[train]'")
+    assert check_training(msgspec.structs.replace(config, adapt=Adapt(enabled=False)), smollm2, GB).level == "ok"
 
 
 def test_what_does_not_fit_is_told_with_a_context_that_does() -> None:

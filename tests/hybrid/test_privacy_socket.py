@@ -90,10 +90,10 @@ class World:
 def listen(port: int, everything: bytearray) -> paho.Client:
     subscribed = threading.Event()
     client = paho.Client(CallbackAPIVersion.VERSION2)
-    client.on_connect = lambda *_: client.subscribe("#")
     client.on_subscribe = lambda *_: subscribed.set()
     client.on_message = lambda _client, _data, message: everything.extend(message.topic.encode() + message.payload)
     client.connect("127.0.0.1", port)
+    client.subscribe("#")
     client.loop_start()
     assert subscribed.wait(30)
     return client

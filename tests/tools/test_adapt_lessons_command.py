@@ -11,7 +11,10 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.adapt import job
+from agent.adapt.job import Job
 from agent.adapt.lessons import Lessons
+from agent.adapt.recipe import Recipe
 from models.fingerprint import fingerprint
 from protocol.errors import StoreError, TrainingError
 from tests.agent.adapt.lessons import lesson
@@ -116,6 +119,18 @@ def test_forgetting_says_how_many_went(device: Device) -> None:
     assert device.lessons.count == 3
     assert device.run(forget, "--all").stdout == "3 lessons forgotten\n"
     assert device.lessons.count == 0
+
+
+@pytest.mark.parametrize("given", [("--all",), ("--source", "cloud")])
+def test_what_trainings_left_of_lessons_goes_too(device: Device, tmp_path: Path, given: tuple[str, ...]) -> None:
+    secret = b"the lesson itself"
+    adapters = tmp_path / "device" / "adapters"
+    for slot in ("own", "own.private"):
+        job.prepare(adapters / f"work-{slot}", Job("model.gguf", Recipe()), secret)
+        (adapters / f"work-{slot}" / job.CHECKPOINT).write_bytes(secret)
+    (adapters / "work-own").rename(adapters / "work-own.going")  # by an erasure that was cut off
+    device.forget(*given)
+    assert [path for path in adapters.rglob("*") if path.is_file() and secret in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Student:
     def correction(self, row: int, label: int, weight: float) -> Lesson:
         return Lesson(row, label)
 
-    def train(self, lessons: Sequence[Lesson], start: str, seed: int) -> str:
+    def train(self, lessons: Sequence[Lesson], start: str, seed: int, epochs: float) -> str:
         self.trained.append(list(lessons))
         labels, counts = np.unique([lesson.label for lesson in lessons], return_counts=True)
         known = self.adapters[start] | {int(label) for label, n in zip(labels, counts, strict=True) if n >= 3}
@@ -184,7 +184,7 @@ def test_a_claim_needs_both_accuracy_and_few_questions(stream: Stream, tmp_path:
     draft = np.zeros(TEXTS, np.intp)
     llm = report.reference(stream, Costs(), llm=True, draft=draft)
     arms = {name: report.arm(stream, name, name, llm, llm, 0) for name in ("federated", "federated_corrected")}
-    played = {name: llm for name in ("local", "federated", "local_corrected", "federated_corrected")}
+    played = dict.fromkeys(("local", "federated", "local_corrected", "federated_corrected"), llm)
     assert not report.claims(arms, stream, played)["federated"]["holds"], "as right as the LLM, since it always asks"
 
 

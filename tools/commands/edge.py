@@ -22,7 +22,7 @@ from server.edge.config import EdgeConfig, assemble, edge_folder
 from server.edge.epsilon import spending
 from server.edge.folder import LOCK
 from server.edge.overview import Overview, has_rounds, noisy_releases, order, overview, past, waiting_orders
-from tools.commands.edge_adapters import adapters_json, adapters_text
+from tools.edge_adapters import adapters_json, adapters_text
 from tools.settings import configuration
 
 _VARIABLES = {

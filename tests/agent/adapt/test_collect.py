@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.adapt.answers import Answers, Remembered, UnknownAnswer
+from agent.adapt.answers import Answers, Remembered
 from agent.adapt.collect import KEPT, Collector, lesson_of
 from agent.adapt.lesson import Lesson, Target, check
 from agent.adapt.lessons import Lessons
@@ -22,7 +22,7 @@ from agent.policy import ThresholdPolicy, Why
 from agent.resolver import Provenance
 from models.engine.base import Engine
 from models.engine.gguf import GgufEngine
-from protocol.errors import RequestError
+from protocol.errors import RequestError, UnknownAnswer
 from protocol.resolve import Message, Sampling
 from tests.agent.adapt.lessons import MODEL
 from tests.agent.scripted import Clock, ScriptedResolver, says

@@ -6,11 +6,13 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import pytest
 
 from agent.adapt.federation import AdapterFederation
-from agent.adapt.outgoing import Own, ShareOptions, own_in
+from agent.adapt.outgoing import Own, ShareOptions, hash_of, own_in
 from agent.adapt.store import AdapterStore
 from protocol.adapters import AdapterAgreed, AdapterCall, AdapterGroup, AdapterOffer, Blob, decode_offer, encode
 from protocol.topics import ADAPTER_AGREED, ADAPTER_CALL, ADAPTER_OFFER, EDGE, Cluster
@@ -30,6 +32,7 @@ class World:
         self.offers: list[AdapterOffer] = []
         self.considered: list[tuple[Path, str]] = []
         self.own: Own | None = Own(small_file(folder, 1), 12)
+        self.judged: set[str] = set()
         self.edge = BusTransport(self.bus, "edge")
         self.edge.subscribe(HOME.path(ADAPTER_OFFER), self._offered, qos=1)
         self.edge.start()
@@ -56,6 +59,7 @@ class World:
             options or ShareOptions(first_retry=0.01, longest_retry=0.05),
             clock=time.monotonic,
             draw=lambda: 0.0,
+            judged=lambda id: id in self.judged,
         )
         self.device.start()
         self.transport.start()
@@ -74,6 +78,14 @@ class World:
         given: dict[str, object] = {"strategy": "flexlora", "most_bytes": 10**6, "url": NOWHERE, **values}
         call = AdapterCall(round=round, seconds=seconds, **given)  # type: ignore[arg-type]
         self.edge.publish(HOME.path(ADAPTER_CALL, EDGE), encode(call), qos=1, retain=True)
+
+    def have(self, seed: int) -> Blob:
+        """An agreed adapter that is on the device's disk already."""
+        raw = small_file(self.folder, seed).read_bytes()
+        id = hashlib.sha256(raw).hexdigest()
+        (self.folder / "rounds" / "agreed").mkdir(parents=True, exist_ok=True)
+        (self.folder / "rounds" / "agreed" / f"{id}.gguf").write_bytes(raw)
+        return Blob(id, len(raw))
 
     def agree(self, number: int, group: AdapterGroup) -> None:
         agreed = AdapterAgreed(number, 1, NOWHERE, [group])
@@ -164,17 +176,48 @@ def test_an_adapter_for_another_model_is_not_offered(world: World) -> None:
 
 
 def test_what_was_agreed_for_others_is_let_pass_and_what_is_there_is_considered(world: World) -> None:
-    raw = small_file(world.folder, 2).read_bytes()
-    id = hashlib.sha256(raw).hexdigest()
-    (world.folder / "rounds" / "agreed").mkdir(parents=True)
-    (world.folder / "rounds" / "agreed" / f"{id}.gguf").write_bytes(raw)
+    blob = world.have(2)
     world.start()
     world.agree(1, AdapterGroup("cd" * 32, {2: Blob("ef" * 32, 10)}, 1, 1))
-    world.agree(3, AdapterGroup(MODEL, {2: Blob(id, len(raw))}, 1, 1))
+    world.agree(3, AdapterGroup(MODEL, {2: blob}, 1, 1))
     eventually(lambda: len(world.considered) == 1)
     world.agree(2, AdapterGroup(MODEL, {2: Blob("ef" * 32, 10)}, 1, 1))
     eventually(lambda: world.counts.get("out_of_date") == 1)
-    assert [(path.stem, slot) for path, slot in world.considered] == [(id, "fleet.0")]
+    assert [(path.stem, slot) for path, slot in world.considered] == [(blob.id, "fleet.0")]
+
+
+@pytest.mark.parametrize("share", ["all", "a"])
+def test_what_was_judged_is_judged_again_only_after_something_else_was_agreed(
+    world: World, share: Literal["all", "a"]
+) -> None:
+    group = AdapterGroup(MODEL, {2: world.have(2)}, 1, 1, share)
+    world.agree(1, group)
+    world.start()
+    eventually(lambda: len(world.considered) == 1)
+    world.start()
+    eventually(lambda: len(world.considered) == 2)  # nobody has looked at it yet
+    world.judged.add(hash_of(world.considered[0][0]))
+    world.start()
+    world.agree(2, group)
+    eventually(lambda: world.device is not None and world.device.past.number == 2)
+    assert len(world.considered) == (2 if share == "all" else 3), "the own half may have changed since"
+    world.agree(3, msgspec.structs.replace(group, blobs={2: world.have(3)}))
+    eventually(lambda: world.device is not None and world.device.past.number == 3)
+    world.agree(4, group)
+    eventually(lambda: world.device is not None and world.device.past.number == 4)
+    assert world.considered[-1][0] == world.considered[0][0]
+    assert len(world.considered) > (2 if share == "all" else 3), "back to it, after another one"
+
+
+def test_the_own_adapter_is_that_of_the_time_of_the_call(world: World) -> None:
+    world.own = None
+    world.call(1)
+    world.start()
+    eventually(lambda: world.counts.get("nothing_learned") == 1)
+    world.own = Own(small_file(world.folder, 3), 7)
+    world.call(2)
+    eventually(lambda: bool(world.offers))
+    assert world.offers[0].id == hash_of(world.own.path)
 
 
 def test_a_file_that_is_damaged_on_this_disk_is_not_considered(world: World) -> None:

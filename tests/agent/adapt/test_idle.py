@@ -94,3 +94,11 @@ def test_others_work_counts_and_training_itself_does_not(root: Path) -> None:
     assert machine.why_not() is None, "work of low priority, as training is"
     stat(root, 100, 100, 100)
     assert machine.why_not() is None
+
+
+def test_how_much_others_may_do_is_chosen(root: Path) -> None:
+    machine = Machine(root, 75.0, busy=0.7)
+    stat(root, 60, 0, 40)
+    assert machine.why_not() is None
+    stat(root, 140, 0, 60)
+    assert machine.why_not() == "busy"

@@ -87,7 +87,6 @@ class World:
         self.supervisor = Canned()
         self.root = root
         self.changes: list[dict[str, Path]] = []
-        self.own: list[tuple[Path, int, bool]] = []
         self.adapting: Adapting | None = None
 
     def start(self, *, train: bool = True) -> Adapting:
@@ -102,7 +101,6 @@ class World:
             enough=ENOUGH,
             idle_s=60.0,
             on_change=self.changes.append,
-            on_own=lambda path, weight, private: self.own.append((path, weight, private)),
             clock=self.clock,
             supervisor=self.supervisor,
         )
@@ -141,11 +139,8 @@ def test_enough_lessons_and_an_idle_machine_make_an_adapter(world: World) -> Non
     wait_until(lambda: world.status.waits == "too few lessons")
     world.lessons.add_all(toy_lessons(1))
     world.hears(lambda in_use: list(in_use) == [OWN])
-    wait_until(lambda: world.own)
-    (path, weight, private) = world.own[0]
-    assert path == world.store.in_use()[OWN]
-    assert (weight, private) == (80, False)
     (kept,) = world.store.adapters()
+    assert (kept.lessons, kept.private) == (80, False)
     assert kept.verdict is not None
     assert kept.verdict.passed
     wait_until(lambda: world.status.waits == "too few lessons")
@@ -200,7 +195,6 @@ def test_what_the_gate_refuses_changes_nothing(world: World) -> None:
     world.idle()
     wait_until(lambda: world.status.trainings == 1)
     assert world.store.in_use() == {}
-    assert not world.own
     (kept,) = world.store.adapters()
     assert kept.dropped
     assert world.status.last is not None
@@ -211,14 +205,13 @@ def test_private_lessons_teach_a_second_adapter_that_nobody_else_gets(world: Wor
     world.lessons.add_all([*toy_lessons(100), *toy_lessons(60, private=True)])
     world.start()
     world.idle()
-    wait_until(lambda: len(world.own) == 2)
+    wait_until(lambda: world.status.trainings == 1)
     (first, of_shared, shared), (second, of_all, everything) = world.supervisor.jobs
     assert (first, second) == ("work-own", "work-own.private")
     assert not any(lesson.private for lesson in shared)
     assert len(everything) == 160
     assert of_shared.start == ""
     assert of_all.start == str(world.store.in_use()[OWN])
-    assert [private for _, _, private in world.own] == [False, True]
     manifests = {slot: world.store.manifest(path.stem) for slot, path in world.store.in_use().items()}
     assert [(slot, kept.private) for slot, kept in sorted(manifests.items()) if kept] == [(OWN, False), (PRIVATE, True)]
 
@@ -229,7 +222,6 @@ def test_only_private_lessons_teach_nothing_that_is_shared(world: World) -> None
     world.idle()
     wait_until(lambda: world.status.trainings == 1)
     assert list(world.store.in_use()) == [PRIVATE]
-    assert [private for _, _, private in world.own] == [True]
 
 
 def test_a_failure_is_told_and_tried_again_ever_more_rarely(world: World) -> None:
@@ -257,7 +249,6 @@ def test_adapters_from_elsewhere_are_judged_and_used_in_their_slot(world: World,
     assert [one.dropped for one in world.store.adapters()] == [False, True, False]
     assert world.status.committed == 2
     assert world.store.in_use()["fleet.0"].stem == world.store.adapters()[-1].id
-    assert not world.own
 
 
 def test_a_change_by_another_process_is_noticed(world: World, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from agent.adapt import train as training
+from agent.adapt.below import Below
 from agent.adapt.checkpoint import Checkpoint
 from agent.adapt.factors import Trained, beginning, resized
 from agent.adapt.lesson import Lesson, Target
 from agent.adapt.losses import sparse_kl
+from agent.adapt.noise import is_frozen
 from agent.adapt.prepare import prepare, with_kept
 from agent.adapt.recipe import Progress, Recipe
 from agent.adapt.torch_model import Base, distributions
@@ -26,7 +28,7 @@ from models.adapter import Adapter, Factors
 from protocol.errors import BadAdapter, TrainingError
 from tests.models.tiny import LAYERS, VOCAB, Tiny
 
-RECIPE = Recipe(rank=4, alpha=8.0, epochs=20, batch=4, rate=1e-2)
+RECIPE = Recipe(rank=4, alpha=8.0, modules=("attn_q", "attn_v"), layers=0, epochs=20, batch=4, rate=1e-2)
 TEXTS = [[(7 * n + 3 * at) % 80 for at in range(5 + n % 4)] for n in range(8)]
 ALL = range(VOCAB)
 
@@ -128,7 +130,7 @@ def test_the_gradient_is_that_of_the_whole_batch_however_it_is_passed(base: Base
         recipe = changed(RECIPE, tokens=tokens)
         trained = Trained(begun(base), recipe)
         with base.changed(trained.lows):
-            loss = gradients(base, prepare(base, lessons, recipe), recipe)
+            loss = gradients(base, prepare(base, lessons, recipe), recipe, Below(base, trained.lows))
         return loss, trained._grads
 
     loss, at_once = gradient(4096)
@@ -170,12 +172,19 @@ def test_in_bfloat16_it_learns_too(tmp_path: Path) -> None:
 
 
 def test_only_b_learns_where_a_is_frozen(base: Base) -> None:
-    """And a is everybody's, whatever the rank: its first rows are drawn alike."""
+    """And a is everybody's, also where it starts from an adapter of another rank."""
     adapter = train(base, labelled(), changed(RECIPE, freeze_a=True))
-    other = train(base, labelled()[:4], changed(RECIPE, freeze_a=True, rank=2, epochs=1))
-    for name, factors in adapter.factors.items():
-        assert np.array_equal(factors.a[:2], other.factors[name].a)
-        assert np.abs(factors.b).max() > 0
+    assert is_frozen(adapter)
+    assert all(np.abs(factors.b).max() > 0 for factors in adapter.factors.values())
+    for rank in (2, 8):
+        still = changed(RECIPE, freeze_a=True, rank=rank, alpha=rank * 3.0, epochs=1, rate=1e-12)
+        other = train(base, labelled()[:4], still, adapter)
+        assert is_frozen(other)
+        for name, factors in other.factors.items():
+            told = np.float32(2.0 / 3.0) * adapter.factors[name].b[:, :rank]
+            assert np.allclose(factors.b[:, :4], told, atol=1e-6)
+    with pytest.raises(BadAdapter, match="another A"):
+        train(base, labelled(), changed(RECIPE, freeze_a=True), train(base, labelled(), changed(RECIPE, epochs=1)))
     assert distributions(base, adapter, TEXTS, ALL)[:, 90].mean() > 0.3
 
 

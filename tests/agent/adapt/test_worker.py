@@ -28,7 +28,7 @@ from tests.agent.adapt.taught import lessons
 from tests.brokers import ROOT
 from tests.protocol.transport.worlds import wait_until
 
-RECIPE = Recipe(batch=8, epochs=1.0, rate=0.01, bfloat16=False)
+RECIPE = Recipe(modules=("attn_q", "attn_v"), batch=8, epochs=1.0, rate=0.01, bfloat16=False)
 LONG = msgspec.structs.replace(RECIPE, epochs=40.0, rate=0.0005)
 
 
@@ -70,6 +70,7 @@ def test_from_lessons_to_an_adapter_that_the_gate_lets_through(
     assert result.trained.examples_per_s > 0
     adapter = read(work / job.CANDIDATE)
     assert (adapter.model, adapter.rank) == (narrow_id, 4)
+    assert adapter.alpha == RECIPE.alpha / 2, "the recipe's for rank 8: the change is scaled alike"
     assert adapter.centroid is not None
     assert {progress.stage for progress in told} >= {"judge"}
 

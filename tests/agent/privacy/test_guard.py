@@ -110,7 +110,8 @@ def test_tokens_outside_of_what_is_hidden_stay_the_same(guard: MakeGuard, tokeni
     """So that a question never takes an earlier one back."""
     made, words = guard(ANNA), "I wrote to Anna Keller on the very next morning and again in the evening"
     tokens = tokenizer.encode(words)
-    x, known = Shaped(np.zeros(1, np.intp), np.ones(1, np.float32)), []
+    x = Shaped(np.zeros(1, np.intp), np.ones(1, np.float32))
+    known: list[int] = []
     for length in range(1, len(tokens)):
         heard = made.screened(Question(tokens[:length], tokens[length], x), "take")
         if heard.reach is not Reach.NOBODY:

@@ -13,16 +13,17 @@ import pytest
 from click.testing import CliRunner
 
 from agent.adapt.noise import frozen_start
-from models.adapter import Adapter, Factors, read, write
+from models.adapter import MOST_RANK, Adapter, Factors, read, write
 from protocol.adapters import AdapterCall, decode_call, encode
 from protocol.errors import ConfigError
 from protocol.topics import ADAPTER_CALL, EDGE
-from server.edge.adapter_combine import CombineFailed, Job, Result
+from server.edge.adapter_combine import ChildCombiner, CombineFailed, Job, Result, Upload
 from server.edge.config import AdaptersSection, EdgeConfig, Place, assemble
 from server.edge.overview import noisy_releases
 from tests.agent.peers.devices import eventually
 from tests.server.edge.adapter_fleet import HOME, MODEL, SHARE, Device, Fleet, adapter, delta, offer_of
 from tools.commands.edge import edge
+from tools.edge_adapters import adapters_text
 
 
 @pytest.fixture
@@ -208,8 +209,43 @@ def test_if_aggregating_fails_what_was_agreed_goes_on(fleet: Fleet) -> None:
     eventually(lambda: failed == [3])
     eventually(lambda: not fleet.look().state.collecting)
     assert fleet.look().state.number == 1
+    assert fleet.look().trouble == "the process was killed: out of memory"
     late = fleet.device("late", None)
     eventually(lambda: bool(late.considered))
+
+
+def test_a_stack_of_too_many_ranks_is_told_and_nobody_is_blamed(fleet: Fleet) -> None:
+    def high(seed: int) -> Adapter:
+        a = np.float32(0.01 * np.random.default_rng(seed).normal(size=(MOST_RANK - 6, 400)))
+        return replace(adapter(seed), factors={"blk.1.attn_q": Factors(a, a.T.copy())})
+
+    fleet.edge(strategy="flora", devices=2)
+    devices = [fleet.device(f"d{seed}", high(seed)) for seed in (1, 2)]
+    eventually(lambda: fleet.look().trouble != "")
+    assert "aggregate fewer devices, or with flexlora" in fleet.look().trouble
+    assert (fleet.look().state.number, fleet.look().refusals) == (0, {})
+    assert "trouble in the last round: of 2 devices" in adapters_text(fleet.look())
+    for seed, device in enumerate(devices):
+        write(adapter(seed), device.path)
+    fleet.order("round")
+    eventually(lambda: fleet.look().state.number == 1)
+    assert fleet.look().trouble == ""
+
+
+def test_a_file_that_cannot_be_read_any_more_leaves_the_others_their_round(tmp_path: Path) -> None:
+    uploads = []
+    for seed in (1, 2, 3):
+        write(adapter(seed), tmp_path / f"{seed}.gguf")
+        uploads.append(Upload(f"d{seed}", str(tmp_path / f"{seed}.gguf"), MODEL, 4, 10))
+    (tmp_path / "1.gguf").write_bytes(b"GGUF")
+    (tmp_path / "made").mkdir()
+    job = Job(uploads, "flexlora", [4], [], str(tmp_path / "made"), 2 * 10**9, group=False)
+    result = ChildCombiner()(job)
+    assert [kept.members for kept in result.made] == [["d2", "d3"]]
+    assert list(result.refused) == ["d1"]
+    for upload in uploads:
+        Path(upload.file).unlink()
+    assert ChildCombiner()(job).made == []
 
 
 def test_a_call_is_answered_once_however_often_it_is_heard(fleet: Fleet) -> None:

@@ -16,6 +16,7 @@ import click
 from agent.adapt.examples import read
 from agent.adapt.lesson import Source
 from agent.adapt.lessons import lessons_of
+from agent.adapt.session import adapters_folder, erase
 from agent.config import AgentConfig
 from agent.privacy import Detector
 from models.engine.gguf import GgufTokenizer
@@ -80,8 +81,9 @@ def forget(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Forget lessons for good, for whatever model: nothing of them stays in the store. The agent may be running; an
-    answer that it finishes just now may still become a lesson. Adapters that were trained stay as they are.
+    """Forget lessons for good, for whatever model: nothing of them stays on the disk. The agent may be running; an
+    answer that it finishes just now may still become a lesson, and a training that is under way begins anew with what
+    is left. Adapters that were trained stay as they are.
 
     \b
     Examples:
@@ -94,5 +96,6 @@ def forget(
     settings = configuration(AgentConfig, "agent", config, os.environ)
     with closing(lessons_of(settings, "")) as lessons:
         gone = lessons.forget(source, private, before)
+    erase(adapters_folder(settings))
     facts: dict[str, Any] = {"forgotten": gone}
     click.echo(json.dumps(facts) if as_json else f"{gone:,} lessons forgotten")

@@ -17,8 +17,7 @@ import msgspec
 from agent.adapt.idle import Machine
 from agent.adapt.job import Progress, Scores, Verdict
 from agent.adapt.lessons import lessons_of
-from agent.adapt.recipe import Recipe
-from agent.adapt.session import Outcome, Session, adapters_folder, limits_of, unlearned
+from agent.adapt.session import Outcome, Session, adapters_folder, limits_of, recipe_of, unlearned
 from agent.adapt.store import AdapterStore
 from agent.adapt.supervise import Supervisor
 from agent.config import AgentConfig
@@ -56,10 +55,11 @@ def run(now: bool, config: Path | None, as_json: bool) -> None:
                 f"{new} lessons came since the last training, {settings.adapt.lessons} begin one (adapt.lessons): "
                 "`skerry adapt run --now` trains all the same"
             )
-        outcomes = []
+        outcomes, recipe = [], recipe_of(settings.adapt)
         with closing(_session(folder, model, store, supervisor, settings)) as session:
-            with _paused_when(None if now else Machine(Path("/"), settings.adapt.celsius), supervisor, said.line):
-                for outcome in session.learn_all(lessons, Recipe(), lambda slot: said.line(f"slot {slot}")):
+            machine = Machine(Path("/"), settings.adapt.celsius, settings.adapt.busy)
+            with _paused_when(None if now else machine, supervisor, said.line):
+                for outcome in session.learn_all(lessons, recipe, lambda slot: said.line(f"slot {slot}")):
                     said.line(told(outcome))
                     outcomes.append(outcome)
         if not outcomes:

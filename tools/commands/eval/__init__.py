@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tools.commands.eval.flywheel import flywheel
 from tools.commands.eval.fusion import fusion
 from tools.commands.eval.learning import news, text
 from tools.commands.eval.memory import memory
@@ -15,5 +16,5 @@ def eval() -> None:
     """Measure on real text what pays. Models and articles are fetched when they are missing."""
 
 
-for _command in (fusion, memory, news, privacy, text):
+for _command in (flywheel, fusion, memory, news, privacy, text):
     eval.add_command(_command)

@@ -33,7 +33,7 @@ from tools.fetch import model_file
 @click.option(
     "--price",
     type=click.FloatRange(0.01, 0.99),
-    default=0.3,
+    default=0.5,
     show_default=True,
     help="of an LLM answer: devices ask where it would reject their own at least so probably",
 )

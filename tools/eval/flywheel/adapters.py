@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from tools.eval.flywheel.play import Arm
 
 LEAST = 8  # new lessons of a device
-GROWTH = 0.5  # of what the last adapter was trained on, that has to be new
+GROWTH = {"local": 1.0, "federated": 0.34}  # of what the last adapter was trained on, that has to be new
+EPOCHS = {
+    "local": 6.0,
+    "federated": 3.0,
+}  # of one training; the fleet's rounds are more, and each goes on from the last
 HELD = 5  # one lesson in so many is never trained on, but judges
 CORRECTION = 4.0  # a correction's weight beside an answer of the LLM
 
@@ -52,11 +56,13 @@ class Adapting:
         return []
 
     def _due(self, have: int, trained: int, devices: int) -> bool:
-        return have - trained >= max(LEAST * devices, GROWTH * trained)
+        return have - trained >= max(LEAST * devices, GROWTH[self._how] * trained)
 
     def _alone(self, device: int, at: int) -> bool:
         self._trained[device] = len(self._lessons[device])
-        made = self._student.train(self._lessons_of(device, held=False), self.serving[device], self._seed + at)
+        made = self._student.train(
+            self._lessons_of(device, held=False), self.serving[device], self._seed + at, EPOCHS["local"]
+        )
         return self._gate(device, made, at)
 
     def _together(self, at: int) -> list[int]:
@@ -65,7 +71,7 @@ class Adapting:
             lessons = self._lessons_of(device, held=False)
             self._trained[device] = len(self._lessons[device])
             if lessons:
-                made = self._student.train(lessons, self.serving[device], self._seed + at)
+                made = self._student.train(lessons, self.serving[device], self._seed + at, EPOCHS["federated"])
                 self.bytes += self._student.file(made).stat().st_size
                 offered.append((made, float(len(lessons))))
         agreed = self._student.merged(offered)

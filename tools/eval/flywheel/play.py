@@ -97,7 +97,7 @@ class Play:
 
     def _answer(self, device: int, row: int, at: int, view: View, serving: str) -> None:
         x, key = view.x[at], view.keys[at]
-        draft, said, y = int(x.argmax()), int(self._stream.said[row]), self._stream.y[row]
+        draft, said = int(x.argmax()), int(self._stream.said[row])
         u = float(np.clip(-(x * np.log(np.maximum(x, 1e-30))).sum() / np.log(len(x)), 0.0, 1.0))
         played, notes = self.played, self._thresholds.notes[device]
         played.alone[row] = played.answer[row] = draft
@@ -117,8 +117,8 @@ class Play:
         if asked:
             played.llm[row], played.answer[row] = True, said
             self._cloud += self._traffic.asked(row, draft, said)
-            beta = max(0.0, 1.0 - float(y[draft]) / max(float(x[draft]), 1e-30))
-            notes.answered(u, beta, propensity if escalated else AUDIT, draft != said)
+            differs = draft != said  # beta of a classifier, which answers greedily: rejected surely or not at all
+            notes.answered(u, float(differs), propensity if escalated else AUDIT, differs)
             self._adapting.heard(device, row)
             if self.arm.memory and escalated:
                 remembered.learn(key, said, draft, candidate, propensity)

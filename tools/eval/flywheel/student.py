@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from agent.adapt import lesson as lessons_file
 from agent.adapt.lesson import Lesson, Target
+from agent.adapt.retain import plain
 from agent.adapt.train import Base, Recipe, states, states_all, train
 from agent.memory.key import CALIBRATION, KeyMaker, space_of
 from models.adapter import Adapter, read, write
@@ -31,7 +32,7 @@ from tools.eval.news import Tokens, branches, labels_product, messages, spelled
 from tools.eval.recordings import load, save
 from tools.eval.table import Dataset
 
-_VERSION = 1  # raised when a result would come out differently
+_VERSION = 2  # raised when a result would come out differently
 
 Rows = NDArray[np.intp]
 Floats = NDArray[np.float32]
@@ -88,14 +89,15 @@ class Student:
         path.replace(self.file(made))
         return made
 
-    def train(self, lessons: Sequence[Lesson], start: str, seed: int) -> str:
-        recipe = msgspec.structs.replace(self.recipe, seed=seed)
+    def train(self, lessons: Sequence[Lesson], start: str, seed: int, epochs: float) -> str:
+        recipe = msgspec.structs.replace(self.recipe, seed=seed, epochs=epochs)
         digest = hashlib.sha256(lessons_file.encode(lessons) + msgspec.json.encode(recipe)).hexdigest()
         note = self.folder / f"{self._name('trained', start, digest)}.json"
         if note.exists() and self.file(made := msgspec.json.decode(note.read_bytes(), type=str)).exists():
             return made
         self._say(f"training on {len(lessons)} lessons")
-        made = self.keep(train(self._base, lessons, recipe, self.adapter(start), None, lambda progress: None))
+        whole = [*lessons, *plain(self.tokenizer)]
+        made = self.keep(train(self._base, whole, recipe, self.adapter(start), None, lambda progress: None))
         scratch = note.with_suffix(f".{os.getpid()}")
         scratch.write_bytes(msgspec.json.encode(made))
         scratch.replace(note)

@@ -20,6 +20,7 @@ def adapters_json(found: AdapterOverview) -> dict[str, Any]:
         "left_s": round(found.left, 1),
         "next_s": None if math.isinf(found.next) else round(found.next, 1),
         "held": bool(state.held),
+        "trouble": found.trouble,
         "devices": {"known": found.known, "offered": found.offered, "uploaded": found.uploaded},
         "groups": [
             {
@@ -47,6 +48,7 @@ def adapters_text(found: AdapterOverview) -> str:
         f"adapters: round {state.round}, {doing}; number {state.number}",
         f"devices: {found.known:,} known; of this round {found.offered:,} offered, {found.uploaded:,} uploaded",
     ]
+    lines += [f"trouble in the last round: {found.trouble}"] if found.trouble else []
     lines += [f"{'MODEL':14}{'DEVICES':>9}{'LESSONS':>10}  RANKS (kB)"] if found.groups else []
     for kept in found.groups:
         of = kept.group
