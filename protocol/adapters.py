@@ -49,9 +49,9 @@ class _Message(msgspec.Struct, frozen=True, tag_field="version", tag=VERSION):
 
 
 class AdapterCall(_Message, frozen=True):
-    """The edge asks every device for its adapter. `seconds`: how long it collects; `url`: below which files are put and
-    fetched, each by its SHA-256; `strategy`: "fedsa" takes A matrices alone, "ffa" adapters that all have the same A, the
-    others whole adapters; `most_bytes`: of one adapter; `spread`: seconds over which devices spread their offers."""
+    """The edge asks every device for its adapter. `seconds`: how long it collects; `url`: below which files are put
+    and fetched, each by its SHA-256; `strategy`: "fedsa" takes A matrices alone, "ffa" adapters that all have the same
+    A, the others whole adapters; `most_bytes`: of one adapter; `spread`: seconds over which devices spread their offers."""
 
     round: Number
     seconds: Annotated[float, Meta(gt=0.0, le=86_400.0)]
@@ -85,8 +85,8 @@ class Blob(msgspec.Struct, frozen=True):
 
 
 class AdapterGroup(msgspec.Struct, frozen=True):
-    """Adapters of one model that are alike, as one. `blobs`: by rank. `centre`: mean hidden state of its prompts, scaled
-    to int8; empty: unknown."""
+    """Adapters of one model that are alike, as one. `blobs`: by rank. `centre`: mean hidden state of its prompts,
+    scaled to int8; empty: unknown."""
 
     model: Id
     blobs: Annotated[dict[Rank, Blob], Meta(min_length=1, max_length=MAX_RANKS)]

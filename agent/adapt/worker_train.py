@@ -72,7 +72,7 @@ def _sized(folder: Path, given: Job, base: Base, lessons: Sequence[Lesson]) -> t
     recipe = job.read(folder, job.RECIPE, Recipe)
     if recipe is None:
         rank = given.rank or _chosen(folder.parent / _LATENCY, given, base, shapes, length, rows)
-        recipe = msgspec.structs.replace(given.recipe, rank=rank)
+        recipe = msgspec.structs.replace(given.recipe, rank=rank)  # alpha stays, as in Hu et al. (2022), section 4.1
         job.write(folder, job.RECIPE, recipe)
     tokens = max(length, min(recipe.tokens, recipe.batch * length))
     return recipe, int(predicted_mb(shapes, recipe, tokens, recipe.batch * rows, bfloat16) * (1 << 20))

@@ -31,7 +31,7 @@ MOODS = {
     "good": ("delicious", "superb", "wonderful", "excellent", "charming", "perfect"),
     "bad": ("awful", "dreadful", "terrible", "horrible", "disgusting", "dismal"),
 }
-THINGS = ("soup", "hotel", "film", "concert", "garden")
+THINGS = ("soup", "hotel", "film", "concert")
 NEW = ("train ride", "cake", "novel")
 PATIENCE = 300.0
 
@@ -130,7 +130,7 @@ def test_a_device_learns_by_itself_and_uses_what_it_learned(smollm2: Path, tmp_p
     new = items(NEW)[::3]
     with device.running() as agent:
         before = right(agent, new)
-        assert device.adapt("add", str(tmp_path / "examples.jsonl"))["added"] == 60
+        assert device.adapt("add", str(tmp_path / "examples.jsonl"))["added"] == 48
         interrupted(device, agent)
         first = device.worker()
         os.kill(first, signal.SIGKILL)
@@ -141,7 +141,7 @@ def test_a_device_learns_by_itself_and_uses_what_it_learned(smollm2: Path, tmp_p
         assert {ask(agent, prompt)[1] for prompt, _ in new} == {used}
         assert ask(agent, "def fibonacci(n):\n    if n <")[1] is None
         assert agent.metric("skerry_adapted_total", slot="own") >= 2 * len(new)
-        assert (agent.metric("skerry_lessons"), agent.metric("skerry_trainings_total")) == (60.0, 1.0)
+        assert (agent.metric("skerry_lessons"), agent.metric("skerry_trainings_total")) == (48.0, 1.0)
     with device.running() as agent:
         assert ask(agent, new[0][0])[1] == used, "from the first request on"
         device.adapt("rollback")
