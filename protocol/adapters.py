@@ -51,7 +51,8 @@ class _Message(msgspec.Struct, frozen=True, tag_field="version", tag=VERSION):
 class AdapterCall(_Message, frozen=True):
     """The edge asks every device for its adapter. `seconds`: how long it collects; `url`: below which files are put
     and fetched, each by its SHA-256; `strategy`: "fedsa" takes A matrices alone, "ffa" adapters that all have the same
-    A, the others whole adapters; `most_bytes`: of one adapter; `spread`: seconds over which devices spread their offers."""
+    A, the others whole adapters; `most_bytes`: of one adapter; `spread`: seconds over which devices spread their
+    offers."""
 
     round: Number
     seconds: Annotated[float, Meta(gt=0.0, le=86_400.0)]

@@ -37,6 +37,8 @@ class _State(Collector):
     def collect(self) -> Iterator[Metric]:
         device = self._device
         yield from _agent(device)
+        if device.adaptation is not None:
+            yield from _adapting(device.adaptation)
         if device.keeper is not None:
             yield from _memory(device.keeper)
         if device.network is not None:
@@ -46,8 +48,6 @@ class _State(Collector):
             yield from _learning(device.learner)
         if device.federation is not None:
             yield from _rounds(device.federation)
-        if device.adaptation is not None:
-            yield from _adapting(device.adaptation)
 
 
 def _agent(device: Device) -> Iterator[Metric]:

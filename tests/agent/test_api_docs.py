@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.adapt.service import Status
 from agent.api.app import Api, ModelName
 from agent.config import Api as ApiConfig
 from agent.device import Device
@@ -60,7 +62,12 @@ def api(tmp_path: Path) -> Iterator[Api]:
         federation = Federation(
             home, "hut", transport, learner, RoundOptions(), link, time.monotonic, lambda: 0.0, lambda: 0.0
         )
-        device = Device(agent, None, keeper, network, learner, federation)
+        adaptation = Mock()
+        adaptation.collector.lessons.count = adaptation.collector.refused = 0
+        adaptation.adapting.status = Status()
+        adaptation.federation.counts = Counter()
+        adaptation.federation.past.number = adaptation.federation.bytes_up = adaptation.federation.bytes_down = 0
+        device = Device(agent, None, keeper, network, learner, federation, adaptation=adaptation)
         yield Api(device, ApiConfig(), ModelName("model", frozenset()))
         network.close()
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace as changed
 
 from agent.adapt.hardware import (
     BOARDS,
@@ -62,21 +63,25 @@ def test_no_model_has_no_shapes(tmp_path: Path) -> None:
 
 
 def test_an_adapter_s_size_is_that_of_its_factors(shapes: Shapes) -> None:
-    assert trained_values(shapes, Recipe(rank=8)) == 460_800
-    assert trained_values(shapes, Recipe(rank=8, layers=3)) == 46_080
+    query_and_value = Recipe(rank=8, modules=("attn_q", "attn_v"), layers=0)
+    assert trained_values(shapes, query_and_value) == 460_800
+    assert trained_values(shapes, changed(query_and_value, layers=3)) == 46_080
     with pytest.raises(TrainingError, match="attn_none"):
         trained_values(shapes, Recipe(modules=("attn_none",)))
 
 
 def test_memory_grows_with_all_that_takes_it(shapes: Shapes) -> None:
-    least = predicted(shapes, Recipe())
-    assert predicted(shapes, Recipe(rank=64)) - least == pytest.approx(4 * 6 * 7 * 460_800 / 2**20, rel=0.5)
-    assert predicted(shapes, Recipe(), tokens=1024) > least + 100
-    assert predicted(shapes, Recipe(), rows=64) > least + 20
-    assert predicted(shapes, Recipe(), rows=64) == predicted(shapes, Recipe(), rows=1000)  # never more at once
-    assert predicted(shapes, Recipe(modules=("attn_q", "ffn_down"))) > predicted(shapes, Recipe(modules=("attn_q",)))
-    assert predicted(shapes, Recipe(layers=10)) < least - 100
-    assert predicted(shapes, Recipe(), bfloat16=True) < least - shapes.values * 2 / 2**20
+    recipe = Recipe(rank=8, modules=("attn_q", "attn_v"), layers=0)
+    least = predicted(shapes, recipe)
+    more = predicted(shapes, changed(recipe, rank=64)) - least
+    assert more == pytest.approx(4 * 6 * 7 * 460_800 / 2**20, rel=0.5)
+    assert predicted(shapes, recipe, tokens=1024) > least + 100
+    assert predicted(shapes, recipe, rows=64) > least + 20
+    assert predicted(shapes, recipe, rows=64) == predicted(shapes, recipe, rows=1000)  # never more at once
+    fewer = changed(recipe, modules=("attn_q",))
+    assert predicted(shapes, changed(recipe, modules=("attn_q", "ffn_down"))) > predicted(shapes, fewer)
+    assert predicted(shapes, changed(recipe, layers=10)) < least - 100
+    assert predicted(shapes, recipe, bfloat16=True) < least - shapes.values * 2 / 2**20
 
 
 def test_the_largest_rank_that_fits_memory_is_chosen(shapes: Shapes) -> None:
