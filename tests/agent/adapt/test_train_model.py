@@ -110,7 +110,8 @@ def test_the_real_model_serves_what_was_trained(smollm2: Path, tmp_path: Path) -
     engine = GgufEngine(smollm2, context=256, sequences=1, threads=1, hidden=False, kv="f16")
     taught = lessons(engine.tokenizer, 2)
     base = Base.load(smollm2, 1, bfloat16=False)
-    adapter = train(base, taught, Recipe(batch=2, epochs=3, rate=3e-3))
+    recipe = Recipe(modules=("attn_q", "attn_v"), layers=0, batch=2, epochs=3, rate=3e-3)
+    adapter = train(base, taught, recipe)
     write(adapter, tmp_path / "adapter.gguf")
     mix = ((engine.attach(tmp_path / "adapter.gguf"), 1.0),)
     prompt = taught[0].tokens[: taught[0].targets[0].position]
