@@ -41,13 +41,16 @@ class Learners:
 
     def follow(self, adapters: Mapping[str, Path]) -> None:
         """These adapters (id to file) are in use from now on, and no others. Those of others keep their ledgers. One
-        whose ledger cannot be opened is written with at the bare model's threshold."""
+        that takes the place of another begins with its threshold, any other one with the bare model's. One whose ledger
+        cannot be opened is written with at the bare model's."""
         with self._lock:
             if self._closed:
                 return
             before, now = self._adapted, dict[str, Learner]()
+            gone = [learner for id, learner in before.items() if id not in adapters]
+            start = (gone[0] if len(gone) == 1 else self.bare).policy.threshold
             for id, path in adapters.items():
-                learner = before.get(id) or self._open(id, path)
+                learner = before.get(id) or self._open(id, path, start)
                 if learner is not None:
                     now[id] = learner
             self._adapted = now
@@ -69,9 +72,9 @@ class Learners:
             for learner in self._adapted.values():
                 learner.close()
 
-    def _open(self, adapter: str, path: Path) -> Learner | None:
+    def _open(self, adapter: str, path: Path, start: float) -> Learner | None:
         bare = self.bare
-        policy = ThresholdPolicy(bare.policy.threshold, bare.policy.audit)
+        policy = ThresholdPolicy(start, bare.policy.audit)
         try:
             return Learner(Ledger(ledger_beside(path)), policy, bare.goal, bare.measure, bare.model, adapter)
         except StoreError as error:

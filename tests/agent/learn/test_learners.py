@@ -64,6 +64,20 @@ def test_of_a_mix_and_of_what_is_not_in_use_nothing_is_noted(learners: Learners,
     assert learners.policy_of(GARDEN) is learners.bare.policy
 
 
+def test_a_successor_begins_with_the_threshold_of_the_one_whose_place_it_takes(
+    learners: Learners, files: dict[str, Path]
+) -> None:
+    learners.follow({HOUSE: files[HOUSE]})
+    assert learners.policy_of(HOUSE).threshold == 0.4, "the first one begins with the bare model's"
+    live(learners, HOUSE, 0.01)
+    learners.refresh()
+    learned = learners.policy_of(HOUSE).threshold
+    assert learned > 0.9
+    learners.follow({GARDEN: files[GARDEN]})
+    assert learners.policy_of(GARDEN).threshold == learned
+    assert not len(learners.bare.ledger.sample()), "and not with its evidence"
+
+
 def test_a_learner_alone_leaves_out_what_adapters_wrote(tmp_path: Path, learners: Learners) -> None:
     live(learners, "", 0.2, steps=10)
     for adapter in (HOUSE, None):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tools.eval.flywheel.play import Arm
 
 LEAST = 8  # new lessons of a device
-GROWTH = {"local": 1.0, "federated": 0.5}  # of what the last adapter was trained on, that has to be new
+GROWTH = {"local": 1.0, "federated": 0.34}  # of what the last adapter was trained on, that has to be new
 EPOCHS = {
     "local": 6.0,
     "federated": 3.0,

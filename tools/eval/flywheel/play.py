@@ -72,9 +72,9 @@ class Play:
         for at, rows in enumerate(self._stream.rounds):
             for device in range(self._stream.devices):
                 self._serve(device, self._stream.of(device, rows))
-            self._thresholds.learn()
             for device in self._adapting.learn(at):
                 self._thresholds.adapted(device, self._adapting.serving[device])
+            self._thresholds.learn()
             self.played.adapters.append(list(self._adapting.serving))
             self.played.bytes.append(
                 {

@@ -47,16 +47,14 @@ class Notes:
 
 
 class Thresholds:
-    """`tau`: each device's. Notes begin anew with each adapter, as u and beta are another model's then, and the
-    threshold from what was learned of the bare model (agent/learn/learners.py); devices with the same adapter learn
-    from each other. `bytes`: of the rounds so far."""
+    """`tau`: each device's. Notes begin anew with each adapter, as u and beta are another model's then; devices with
+    the same adapter learn from each other. `bytes`: of the rounds so far."""
 
     def __init__(self, devices: int, price: float) -> None:
         self.tau = [START] * devices
         self.notes = [Notes() for _ in range(devices)]
         self._goal = goals.Price(price)
         self._own = [Own(START, 0.0)] * devices
-        self._start = [START] * devices
         self._writers = [""] * devices
         self._exchange = self._begin()
         self._before = 0
@@ -66,12 +64,9 @@ class Thresholds:
         return self._before + self._exchange.up + self._exchange.down
 
     def adapted(self, device: int, adapter: str) -> None:
-        """The device writes with another adapter from now on."""
-        if not self._writers[device]:
-            self._start[device] = self.tau[device]
+        """The device writes with another adapter from now on. Its threshold stands until it knows more."""
         self._writers[device] = adapter
         self.notes[device] = Notes()
-        self.tau[device] = self._start[device]
         self._own[device] = Own(self.tau[device], 0.0)
         self._before = self.bytes
         self._exchange = self._begin()
@@ -95,4 +90,4 @@ class Thresholds:
         ]
         heard = self._exchange.round(told)
         for device, (own, learned, trait) in enumerate(zip(self._own, heard, traits, strict=True)):
-            self.tau[device] = in_force(own, learned, trait, self._start[device])
+            self.tau[device] = in_force(own, learned, trait, START)
