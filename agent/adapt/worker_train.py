@@ -34,7 +34,9 @@ def trained(folder: Path, given: Job, lessons: Sequence[Lesson], tell: Tell) -> 
     """What it took. Raises TrainingError, BadAdapter, BadModelFile, StoreError."""
     assert given.recipe is not None
     base = Base.load(Path(given.model), given.threads, given.recipe.bfloat16)
-    recipe, predicted = _sized(folder, given, base, lessons)
+    tokenizer = GgufTokenizer.open(Path(given.model))
+    whole = [*lessons, *plain(tokenizer)]
+    recipe, predicted = _sized(folder, given, base, whole)
     start = adapters.read(Path(given.start)) if given.start else None
     last = Step("reading", 0, 0, 0.0, 0.0, 0.0, 0.0)
 
@@ -44,8 +46,7 @@ def trained(folder: Path, given: Job, lessons: Sequence[Lesson], tell: Tell) -> 
         tell(Progress("train", told.step, told.steps, told.loss, told.eta_s if told.step else None))
 
     began = time.monotonic()
-    tokenizer = GgufTokenizer.open(Path(given.model))
-    made = train(base, [*lessons, *plain(tokenizer)], recipe, start, Checkpoint(folder / job.CHECKPOINT), step)
+    made = train(base, whole, recipe, start, Checkpoint(folder / job.CHECKPOINT), step)
     seconds = time.monotonic() - began
     tell(Progress("write"))
     centre = centroid(lambda tokens: states_all(base, None, tokens), tokenizer, lessons)

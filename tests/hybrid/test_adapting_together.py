@@ -29,7 +29,7 @@ from tests.agent.adapt.taught import lessons
 from tests.brokers import Mosquitto
 from tests.hybrid.test_fleet import eventually
 
-RECIPE = Recipe(modules=("attn_q", "attn_v"), batch=8, epochs=1.0, rate=0.01, bfloat16=False)
+RECIPE = Recipe(alpha=8.0, modules=("attn_q", "attn_v"), batch=8, epochs=1.0, rate=0.01, bfloat16=False)
 NAMES = ("cellar", "kitchen", "roof")
 PATIENCE = 240.0
 
