@@ -243,12 +243,3 @@ def processor() -> str:
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def rss_mb(field: str = "VmRSS") -> float:
-    """This process' memory in MB (2^20 bytes), "VmHWM": at its peak; 0 where the system does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024 / _MB
-    return 0.0

@@ -17,12 +17,13 @@ import numpy as np
 
 from agent.adapt.below import Below
 from agent.adapt.factors import Trained, beginning
-from agent.adapt.hardware import Point, Shapes, predicted_mb, rss_mb
+from agent.adapt.hardware import Point, Shapes, predicted_mb
 from agent.adapt.lesson import Lesson, Target
 from agent.adapt.prepare import prepare
 from agent.adapt.recipe import Recipe
 from agent.adapt.torch_model import Base
 from agent.adapt.train import gradients
+from models.rss import rss
 
 RANKS, LENGTHS = (4, 8, 32), (128, 384)
 
@@ -49,7 +50,7 @@ def main(model: str, threads: str = "1", *case: str) -> None:
     if case:
         rank, length, bfloat16 = (int(value) for value in case)
         point = step(Base.load(Path(model), int(threads), bool(bfloat16)), Recipe(rank=rank), length)
-        print(rss_mb("VmHWM"), point.seconds)
+        print(rss(peak=True) / (1 << 20), point.seconds)
         return
     shapes = Shapes.of(Path(model))
     print("type      rank  length  predicted MB  measured MB  error  s/step")

@@ -20,13 +20,14 @@ import torch
 from agent.adapt.below import Below
 from agent.adapt.checkpoint import Checkpoint
 from agent.adapt.factors import Trained, beginning
-from agent.adapt.hardware import ROWS, rss_mb
+from agent.adapt.hardware import ROWS
 from agent.adapt.lesson import Lesson, encode
 from agent.adapt.losses import sparse_kl
 from agent.adapt.prepare import Example, prepare, with_kept
 from agent.adapt.recipe import Progress, Recipe, Stage
 from agent.adapt.torch_model import Base, distributions, grouped, states, states_all
 from models.adapter import Adapter
+from models.rss import rss
 from protocol.errors import TrainingError
 
 __all__ = ["Base", "Progress", "Recipe", "distributions", "states", "states_all", "train"]
@@ -119,9 +120,8 @@ class _Run:
     def told(self, stage: Stage) -> None:
         took = max(1e-9, self._clock() - self._begun)
         left = took / max(1, self._step - self._resumed) * (self._steps - self._step)
-        self._tell(
-            Progress(stage, self._step, self._steps, self._loss, self._seen / took, left, rss_mb(), self._left_out)
-        )
+        rate, held = self._seen / took, rss() / (1 << 20)
+        self._tell(Progress(stage, self._step, self._steps, self._loss, rate, left, held, self._left_out))
 
 
 def gradients(base: Base, batch: Sequence[Example], recipe: Recipe, below: Below) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from agent.adapt import job
 from agent.adapt.checkpoint import Checkpoint
-from agent.adapt.hardware import Shapes, choose_rank, load_table, predicted_mb, rss_mb, save_table
+from agent.adapt.hardware import Shapes, choose_rank, load_table, predicted_mb, save_table
 from agent.adapt.job import Job, Progress, Trained
 from agent.adapt.lesson import Lesson
 from agent.adapt.measure import step as measured
@@ -23,6 +23,7 @@ from agent.adapt.router import centroid
 from agent.adapt.train import Base, states_all, train
 from models import adapter as adapters
 from models.engine.gguf import GgufTokenizer
+from models.rss import rss
 
 _LATENCY = "latency.json"
 _USUAL = 8  # a rank that is measured besides the largest that fits the memory
@@ -58,7 +59,7 @@ def trained(folder: Path, given: Job, lessons: Sequence[Lesson], tell: Tell) -> 
         steps=last.steps,
         seconds=seconds,
         examples_per_s=last.examples_per_s,
-        rss=int(rss_mb("VmHWM") * (1 << 20)),
+        rss=rss(peak=True),
         predicted=predicted,
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
 from models.adapter import read, write
+from models.rss import rss
 from server.edge.adapters import Contribution, aggregate, screen
 
 RANKS = (8, 12, 16, 24, 32)
@@ -26,7 +26,7 @@ def main() -> None:
         write(adapter, folder / f"of-rank-{rank}.gguf")
     found = {
         "aggregate_s": round(time.monotonic() - began, 2),
-        "aggregate_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
+        "aggregate_rss_mb": round(rss(peak=True) / 1e6, 1),
         "aggregated": len(kept),
         "aggregate_refused": len(refused),
     }

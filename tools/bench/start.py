@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from models.rss import rss
 from tools.processes import Child
 
 _QUESTION = "Why is the sky blue?"
@@ -62,11 +62,5 @@ def _memory(model: Path) -> tuple[float, float]:
         )
         with urllib.request.urlopen(request) as answer:
             answer.read()
-        status = Path(f"/proc/{agent.process.pid}/status").read_text()
-    return _kilobytes(status, "VmRSS"), _kilobytes(status, "VmHWM")
-
-
-def _kilobytes(status: str, key: str) -> float:
-    """A field of /proc/PID/status, in MB."""
-    found = re.search(rf"{key}:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 / 1e6 if found else float("nan")
+        pid = agent.process.pid
+        return rss(pid) / 1e6, rss(pid, peak=True) / 1e6

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.rss import rss
 from protocol.errors import LinkError
 from protocol.topics import Cluster
 from server.edge.folder import DATABASE
@@ -32,8 +32,7 @@ class Usage:
         if not folder.exists():
             return cls()
         user, system = folder.joinpath("stat").read_text().rpartition(")")[2].split()[11:13]
-        peak = re.search(r"VmHWM:\s+(\d+) kB", folder.joinpath("status").read_text())
-        return cls((int(user) + int(system)) / os.sysconf("SC_CLK_TCK"), int(peak[1]) * 1024 / 1e6 if peak else 0.0)
+        return cls((int(user) + int(system)) / os.sysconf("SC_CLK_TCK"), rss(process, peak=True) / 1e6)
 
 
 class EdgeProcess:

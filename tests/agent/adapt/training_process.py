@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from agent.adapt.checkpoint import Checkpoint
-from agent.adapt.hardware import rss_mb
 from agent.adapt.lesson import Lesson, Target
 from agent.adapt.recipe import Progress, Recipe
 from agent.adapt.torch_model import Base
@@ -58,5 +57,4 @@ def main(model: str, folder: str, stop: str, megabytes: str) -> None:
 
 
 if __name__ == "__main__":
-    assert rss_mb()
     main(*sys.argv[1:])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from models.adapter import Adapter, Factors, read, write
+from models.rss import rss
 from server.edge.adapters import Contribution, aggregate, groups, screen
 
 LAYERS, RANKS, ALPHA = 30, (8, 16, 24, 32), 16.0
@@ -47,7 +47,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         contributions = uploads(Path(folder), shapes, options.devices)
-        before, took = memory(), {}
+        before, took = rss(peak=True), {}
         start = time.perf_counter()
         accepted, refused = screen(contributions, MODEL, "llama", options.strategy)
         took["screen_s"] = time.perf_counter() - start
@@ -59,7 +59,12 @@ def main() -> None:
         took["aggregate_s"] = time.perf_counter() - start
     assert not refused
     assert len(made) == len(RANKS)
-    sizes = {"rss_before_mb": before, "rss_mb": memory(), "groups": len(found), "matrices": len(shapes)}
+    sizes = {
+        "rss_before_mb": before / 1e6,
+        "rss_mb": rss(peak=True) / 1e6,
+        "groups": len(found),
+        "matrices": len(shapes),
+    }
     print(json.dumps({name: round(value, 2) for name, value in (took | sizes).items()}))
 
 
@@ -79,11 +84,6 @@ def uploads(folder: Path, shapes: dict[str, tuple[int, int]], devices: int) -> l
         write(Adapter(MODEL, "llama", ALPHA, factors), path)
         contributions.append(Contribution(f"device-{device:03}", 1.0 + device % 7, partial(read, path)))
     return contributions
-
-
-def memory() -> float:
-    """Peak so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
