@@ -25,6 +25,7 @@ from agent.memory.key import CALIBRATION, KeyMaker, space_of
 from models.adapter import Adapter, read, write
 from models.chat import encode_chat
 from models.engine.gguf import GgufTokenizer
+from models.engine.threads import physical_cores
 from models.fingerprint import fingerprint
 from models.sampling import softmax
 from server.edge.adapters import Contribution, aggregate
@@ -55,7 +56,7 @@ class _Calibration:
 
 
 class Student:
-    """`adapter` is an id, "" for the bare model. `seconds`: spent in training and in reading, by this process."""
+    """`adapter` is an id, "" for the bare model. `threads` 0: all cores."""
 
     def __init__(self, path: Path, data: Dataset, recipe: Recipe, cache: Path, threads: int, say: Progress) -> None:
         self.path = path
@@ -64,7 +65,7 @@ class Student:
         self.folder = cache / "flywheel"
         self.fingerprint = fingerprint(path)
         self.tokenizer = GgufTokenizer.open(path)
-        self._threads = threads
+        self._threads = threads or physical_cores()
         self._say = say
         self._written = spelled(self.tokenizer, data.labels)
         self._forks = branches(self._written)
