@@ -15,6 +15,7 @@ from tools.eval.flywheel import report
 from tools.eval.flywheel.play import ARMS, Arm, Play, Played
 from tools.eval.flywheel.stream import ROUNDS, Stream, drawn
 from tools.eval.flywheel.student import View
+from tools.eval.flywheel.thresholds import Thresholds
 from tools.eval.flywheel.traffic import Traffic
 
 LABELS, TEXTS, DEVICES = 4, 400, 4
@@ -93,12 +94,12 @@ def stream() -> Stream:
     return drawn(label, y, devices=DEVICES, alpha=0.5, corrections=0.1, seed=3)
 
 
-def play(name: str, stream: Stream, tmp_path: Path) -> tuple[Played, Student]:
+def play(name: str, stream: Stream, tmp_path: Path, start: float = 0.0) -> tuple[Played, Student]:
     file = tmp_path / "adapter"
     file.write_bytes(bytes(5000))
     student = Student(stream.label, file)
     arm = next(arm for arm in ARMS if arm.name == name)
-    return Play(arm, stream, cast(Any, student), Costs(), price=0.3, seed=0).run(), student
+    return Play(arm, stream, cast(Any, student), Costs(), Thresholds(DEVICES, 0.3, start), seed=0).run(), student
 
 
 def test_every_text_goes_to_one_device_and_into_one_round(stream: Stream) -> None:
@@ -191,3 +192,23 @@ def test_a_claim_needs_both_accuracy_and_few_questions(stream: Stream, tmp_path:
 def test_arms_have_names_of_their_own() -> None:
     assert len({arm.name for arm in ARMS}) == len(ARMS)
     assert all(isinstance(arm, Arm) for arm in ARMS)
+
+
+def test_devices_that_begin_at_zero_ask_about_everything_at_first(stream: Stream, tmp_path: Path) -> None:
+    played, _ = play("thresholds", stream, tmp_path)
+    assert played.llm[stream.rounds[0]].all()
+    played, _ = play("thresholds", stream, tmp_path, start=1.0)
+    assert played.llm[stream.rounds[0]].mean() < 0.2
+
+
+def test_a_new_adapter_begins_with_the_threshold_of_the_one_before() -> None:
+    thresholds = Thresholds(2, 0.5, 0.0)
+    for notes in thresholds.notes:
+        for u in np.linspace(0.0, 1.0, 60):
+            notes.answered(float(u), float(u > 0.6), 1.0, 1.0, bool(u > 0.6))
+    thresholds.learn()
+    learned = thresholds.tau[0]
+    assert 0.3 < learned < 0.9
+    thresholds.adapted(0, "an adapter")
+    thresholds.learn()
+    assert thresholds.tau[0] == pytest.approx(learned, abs=0.05)

@@ -38,6 +38,13 @@ from tools.fetch import model_file
     help="of an LLM answer: devices ask where it would reject their own at least so probably",
 )
 @click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="that devices begin with; 0: they ask until they have learned when not to",
+)
+@click.option(
     "--corrections",
     type=click.FloatRange(0, 1),
     default=0.1,
@@ -64,6 +71,7 @@ def flywheel(
     devices: int,
     alpha: float,
     price: float,
+    threshold: float,
     corrections: float,
     rank: int,
     seed: int,
@@ -85,7 +93,7 @@ def flywheel(
 
     places = Places.of(os.environ)
     texts = read(data).drawn(documents, seed) if data else bbc(cache, documents, seed)
-    setting = Setting(devices, alpha, price, corrections, rank, seed)
+    setting = Setting(devices, alpha, price, threshold, corrections, rank, seed)
     result = flywheel(model_file(slm, places), model_file(llm, places), texts, cache, setting, threads, _say)
     if plot is not None:
         draw(result, plot)

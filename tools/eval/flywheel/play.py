@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.memory.key import KEY_BYTES
+from agent.policy import ThresholdPolicy, Why
 from tools.eval.flywheel.adapters import Adapting
 from tools.eval.flywheel.remembered import Remembered
 from tools.eval.flywheel.stream import Rows, Stream
@@ -55,14 +56,17 @@ class Played:
 
 
 class Play:
-    def __init__(self, arm: Arm, stream: Stream, student: Student, traffic: Traffic, price: float, seed: int) -> None:
+    def __init__(
+        self, arm: Arm, stream: Stream, student: Student, traffic: Traffic, thresholds: Thresholds, seed: int
+    ) -> None:
         n = len(stream.label)
         self.arm = arm
         self._stream = stream
         self._student = student
         self._traffic = traffic
+        self._seed = seed
         self._rng = np.random.default_rng(seed)
-        self._thresholds = Thresholds(stream.devices, price)
+        self._thresholds = thresholds
         self._memory: dict[str, Remembered] = {}  # by adapter, whose states make its keys
         self._adapting = Adapting(arm, stream, student, seed)
         self.played = Played(np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, np.intp), np.zeros(n, np.intp))
@@ -104,12 +108,13 @@ class Play:
         remembered = self._memory.setdefault(
             serving if self.arm.adapters != "local" else f"{device} {serving}", Remembered()
         )
-        escalated, propensity, candidate = u > self._thresholds.tau[device], 1.0, None
+        decided = ThresholdPolicy(self._thresholds.tau[device], AUDIT).decide(u, self._seed, row)
+        escalated, propensity, candidate = decided.why is Why.ESCALATE, decided.propensity, None
         if escalated and self.arm.memory:
             candidate = remembered.look(key, x, draft)
             if candidate is not None and candidate.hit:
                 propensity = remembered.audited
-        asked = self._rng.random() < (propensity if escalated else AUDIT)
+        asked = decided.why is Why.AUDIT or (escalated and self._rng.random() < propensity)
         if not asked and not escalated:
             notes.keep(u)
         if not asked and escalated and candidate is not None:
@@ -118,7 +123,7 @@ class Play:
             played.llm[row], played.answer[row] = True, said
             self._cloud += self._traffic.asked(row, draft, said)
             differs = draft != said  # beta of a classifier, which answers greedily: rejected surely or not at all
-            notes.answered(u, float(differs), propensity if escalated else AUDIT, differs)
+            notes.answered(u, float(differs), propensity, min(propensity, decided.least), differs)
             self._adapting.heard(device, row)
             if self.arm.memory and escalated:
                 remembered.learn(key, said, draft, candidate, propensity)

@@ -15,6 +15,7 @@ from tools.eval.flywheel import report
 from tools.eval.flywheel.play import ARMS, Play
 from tools.eval.flywheel.stream import drawn
 from tools.eval.flywheel.student import Student
+from tools.eval.flywheel.thresholds import Thresholds
 from tools.eval.flywheel.traffic import Traffic
 from tools.eval.recordings import Model
 from tools.eval.table import Dataset
@@ -24,12 +25,13 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """`price`: of an LLM answer, what devices learn their thresholds for. `corrections`: share of the answers to which
-    the user says what is right. `rank`: of the adapters."""
+    """`price`: of an LLM answer, what devices learn their thresholds for. `threshold`: their first. `corrections`:
+    share of the answers to which the user says what is right. `rank`: of the adapters."""
 
     devices: int
     alpha: float
     price: float
+    threshold: float
     corrections: float
     rank: int
     seed: int
@@ -62,7 +64,8 @@ def flywheel(
     }
     for arm in ARMS:
         say(arm.title)
-        played[arm.name] = Play(arm, stream, student, traffic, setting.price, setting.seed).run()
+        thresholds = Thresholds(setting.devices, setting.price, setting.threshold)
+        played[arm.name] = Play(arm, stream, student, traffic, thresholds, setting.seed).run()
     titles = report.titles()
     arms = {
         name: report.arm(stream, name, titles[name], one, played["llm"], setting.seed) for name, one in played.items()
@@ -74,6 +77,7 @@ def flywheel(
         "labels": list(data.labels),
         "devices": setting.devices,
         "price": setting.price,
+        "threshold": setting.threshold,
         "corrections": setting.corrections,
         "arms": list(arms.values()),
         "claims": report.claims(arms, stream, played),

@@ -12,7 +12,6 @@ from agent.learn.personal import in_force, statistics
 from agent.learn.sample import Histogram, Own, Sample
 from tools.eval.rounds import Exchange, News
 
-START = 0.25  # agent/config.py: policy.threshold
 AUDIT = 0.01  # agent/config.py: policy.audit
 
 
@@ -23,6 +22,7 @@ class Notes:
     u: list[float] = field(default_factory=list)
     beta: list[float] = field(default_factory=list)
     propensity: list[float] = field(default_factory=list)
+    least: list[float] = field(default_factory=list)
     differs: list[bool] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     seen: Histogram = field(default_factory=Histogram)
@@ -32,29 +32,30 @@ class Notes:
         self.seen.add(np.array([u]))
         self._since += 1
 
-    def answered(self, u: float, beta: float, propensity: float, differs: bool) -> None:
+    def answered(self, u: float, beta: float, propensity: float, least: float, differs: bool) -> None:
         self.seen.add(np.array([u]))
         self.u.append(u)
         self.beta.append(beta)
         self.propensity.append(propensity)
+        self.least.append(least)
         self.differs.append(differs)
         self.kept.append(self._since)
         self._since = 0
 
     def sample(self) -> Sample:
-        least = [min(p, AUDIT) for p in self.propensity]
-        return Sample.of(self.u, self.beta, self.propensity, self.differs, self.kept, least)
+        return Sample.of(self.u, self.beta, self.propensity, self.differs, self.kept, self.least)
 
 
 class Thresholds:
-    """`tau`: each device's. Notes begin anew with each adapter, as u and beta are another model's then; devices with
-    the same adapter learn from each other. `bytes`: of the rounds so far."""
+    """`tau`: each device's, `start` at first. Notes begin anew with each adapter, as u and beta are another model's
+    then; devices with the same adapter learn from each other. `bytes`: of the rounds so far."""
 
-    def __init__(self, devices: int, price: float) -> None:
-        self.tau = [START] * devices
+    def __init__(self, devices: int, price: float, start: float) -> None:
+        self.tau = [start] * devices
         self.notes = [Notes() for _ in range(devices)]
         self._goal = goals.Price(price)
-        self._own = [Own(START, 0.0)] * devices
+        self._start = list(self.tau)
+        self._own = [Own(start, 0.0)] * devices
         self._writers = [""] * devices
         self._exchange = self._begin()
         self._before = 0
@@ -67,6 +68,7 @@ class Thresholds:
         """The device writes with another adapter from now on. Its threshold stands until it knows more."""
         self._writers[device] = adapter
         self.notes[device] = Notes()
+        self._start[device] = self.tau[device]
         self._own[device] = Own(self.tau[device], 0.0)
         self._before = self.bytes
         self._exchange = self._begin()
@@ -90,4 +92,4 @@ class Thresholds:
         ]
         heard = self._exchange.round(told)
         for device, (own, learned, trait) in enumerate(zip(self._own, heard, traits, strict=True)):
-            self.tau[device] = in_force(own, learned, trait, START)
+            self.tau[device] = in_force(own, learned, trait, self._start[device])
