@@ -21,7 +21,7 @@ from tools.fetch import model_file
 )
 @click.option("--slm", default="smollm2-135m", show_default=True, help="the devices' model")
 @click.option("--llm", default="qwen2.5-coder-1.5b", show_default=True, help="the cloud's model")
-@click.option("--documents", type=click.IntRange(40), default=400, show_default=True, help="how many texts")
+@click.option("--documents", type=click.IntRange(40), default=600, show_default=True, help="how many texts")
 @click.option("--devices", type=click.IntRange(2, 50), default=4, show_default=True)
 @click.option(
     "--alpha",
