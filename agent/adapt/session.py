@@ -155,11 +155,16 @@ def limits_of(adapt: Adapt) -> Limits:
     """As configured, or as the machine is now."""
     free = read_machine(Path("/"), "", 1).available or 2 * _LITTLE
     return Limits(
-        memory=adapt.memory_mb * 10**6 or free // 2,
+        memory=memory_of(adapt, free),
         rank=adapt.rank,
         step_s=adapt.step_s,
         threads=adapt.threads or physical_cores(),
     )
+
+
+def memory_of(adapt: Adapt, free: int) -> int:
+    """Bytes that training may take, of `free` ones."""
+    return adapt.memory_mb * 10**6 or free // 2
 
 
 def recipe_of(adapt: Adapt) -> Recipe:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.adapt.hardware import ARCHITECTURES, LatencyTable, Shapes, choose_rank
 from agent.adapt.recipe import Recipe
-from agent.adapt.session import INSTALL, adapters_folder, installed
+from agent.adapt.session import INSTALL, adapters_folder, installed, memory_of
 from agent.adapt.store import AdapterStore
 from agent.config import AgentConfig
 from agent.doctor.finding import Finding
@@ -33,7 +33,7 @@ def check_training(config: AgentConfig, model: Path, available: int) -> Finding:
         if not installed():
             remedy = INSTALL.partition(": ")[2]
             return Finding("warn" if adapt.train else "ok", "training", f"{used}; torch is not installed", remedy)
-        memory = (adapt.memory_mb * 10**6 or available // 2) / _MB
+        memory = memory_of(adapt, available) / _MB
         rank = choose_rank(memory, adapt.step_s, _UNMEASURED, shapes, Recipe(), length=_LENGTH)
     except TrainingError as error:
         return Finding("warn", "training", f"{used}; {error}", "or set adapt.train = false")

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from server.edge.adapters import Contribution  # slow to load, and only the child needs it
 
 _NICE = 10
-_ALONE = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
-)  # each thread more takes memory; small matrices
+_ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # the matrices are small, and threads take memory
 
 
 class Upload(msgspec.Struct, frozen=True):

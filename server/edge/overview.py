@@ -22,18 +22,12 @@ _BUSY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
-    """`process`: that serves the cluster, if one does. `devices`: of which updates are kept; `lately`: that took part
-    in the last rounds; `waiting`: whose updates no aggregate has yet. `refusals`: by device ("": others) and reason.
+class Rounds:
+    """Of whatever kind. `process`: that serves the cluster, if one does. `refusals`: by device ("": others) and reason.
     `left`, `next`: seconds until the round's deadline and until the next round, on the edge's own clock."""
 
     process: int | None
     state: State
-    devices: int
-    lately: int
-    waiting: int
-    subjects: dict[str, Kept]
-    overall: int
     refusals: dict[str, dict[str, int]]
     history: list[Entry]
     orders: list[Order]
@@ -51,6 +45,18 @@ class Overview:
         return reasons(self.refusals)
 
 
+@dataclass(frozen=True, slots=True)
+class Overview(Rounds):
+    """`devices`: of which updates are kept; `lately`: that took part in the last rounds; `waiting`: whose updates no
+    aggregate has yet."""
+
+    devices: int
+    lately: int
+    waiting: int
+    subjects: dict[str, Kept]
+    overall: int
+
+
 def overview(folder: Path) -> Overview:
     """Raises StoreError."""
     with database(folder) as db:
@@ -58,17 +64,20 @@ def overview(folder: Path) -> Overview:
         newest = db.execute("SELECT content FROM history ORDER BY number DESC LIMIT 1").fetchone()
         last = max(0, state.round - LATELY - state.collecting)
         return Overview(
-            process=holder(folder, LOCK),
-            state=state,
+            *rounds_of(folder, db, state),
             devices=_value(db, "SELECT count(DISTINCT device) FROM updates"),
             lately=_value(db, "SELECT count(DISTINCT device) FROM updates WHERE counted > ?", last),
             waiting=_value(db, "SELECT count(DISTINCT device) FROM updates WHERE counted = 0"),
             subjects=msgspec.json.decode(newest[0], type=dict[str, Kept]) if newest else {},
             overall=_value(db, "SELECT coalesce(max(number), 0) FROM overall"),
-            refusals=refusals(db),
-            history=history(db),
-            orders=orders(db),
         )
+
+
+def rounds_of(
+    folder: Path, db: sqlite3.Connection, state: State
+) -> tuple[int | None, State, dict[str, dict[str, int]], list[Entry], list[Order]]:
+    """The fields of Rounds, in their order."""
+    return holder(folder, LOCK), state, refusals(db), history(db), orders(db)
 
 
 def noisy_releases(folder: Path) -> list[Releases]:

@@ -22,7 +22,9 @@ from server.edge.config import EdgeConfig, assemble, edge_folder
 from server.edge.epsilon import spending
 from server.edge.folder import LOCK
 from server.edge.overview import Overview, has_rounds, noisy_releases, order, overview, past, waiting_orders
+from tools import edge_rounds
 from tools.edge_adapters import adapters_json, adapters_text
+from tools.edge_rounds import doing, refused, rounds_json
 from tools.settings import configuration
 
 _VARIABLES = {
@@ -220,16 +222,9 @@ def _variables(options: dict[str, Any]) -> dict[str, str]:
 
 
 def _json(folder: Path, found: Overview) -> dict[str, Any]:
-    state = found.state
-    return {
+    return rounds_json(found) | {
         "folder": str(folder),
         "process": found.process,
-        "number": state.number,
-        "round": state.round,
-        "collecting": bool(state.collecting),
-        "left_s": round(found.left, 1),
-        "next_s": None if math.isinf(found.next) else round(found.next, 1),
-        "held": bool(state.held),
         "overall": found.overall,
         "devices": {"known": found.devices, "lately": found.lately, "waiting": found.waiting},
         "subjects": [
@@ -242,35 +237,23 @@ def _json(folder: Path, found: Overview) -> dict[str, Any]:
             }
             for subject, kept in found.subjects.items()
         ],
-        "refusals": found.reasons(),
-        "refused": found.refusals,
-        "history": [entry._asdict() for entry in found.history],
-        "orders": [waiting.kind for waiting in found.orders],
     }
 
 
 def _text(folder: Path, found: Overview) -> str:
     state = found.state
     process = f"process {found.process}" if found.process is not None else "not running"
-    doing = "held" if state.held else f"the next in {found.next:,.0f} s"
-    doing = f"collecting, {found.left:,.0f} s left" if state.collecting else doing
     lines = [
         f"{folder}: {process}",
-        f"round {state.round}, {doing}; number {state.number}, overall {found.overall or 'none'}",
+        f"round {state.round}, {doing(found)}; number {state.number}, overall {found.overall or 'none'}",
         f"devices: {found.devices:,} known, {found.lately:,} lately, {found.waiting:,} wait to be counted",
     ]
     lines += [f"{'SUBJECT':18}{'THRESHOLD':>10}{'EVIDENCE':>12}{'DEVICES':>9}{'ROUND':>8}"] if found.subjects else []
     for subject, kept in found.subjects.items():
         of = kept.told.level
         lines.append(f"{subject:18}{of.threshold:>10.4f}{of.evidence:>12,.1f}{of.devices:>9,}{kept.round:>8}")
-    if reasons := found.reasons():
-        lines.append("refused: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
-        worst = sorted(found.refusals.items(), key=lambda item: -sum(item[1].values()))
-        for device, of_device in worst[:_SHOWN]:
-            lines.append(f"  {device or 'others'}: " + ", ".join(f"{n:,} {reason}" for reason, n in of_device.items()))
-    lines += [f"{'NUMBER':>8}{'ROUND':>8}{'DEVICES':>9}  WHY"] if found.history else []
-    for entry in found.history[:_SHOWN]:
-        why = entry.why if entry.of == entry.number else f"{entry.why}, was {entry.of}"
-        lines.append(f"{entry.number:>8}{entry.round:>8}{entry.devices:>9,}  {why}")
-    lines += [f"waiting to be done: {', '.join(waiting.kind for waiting in found.orders)}"] if found.orders else []
-    return "\n".join(lines)
+    lines += refused(found)
+    worst = sorted(found.refusals.items(), key=lambda item: -sum(item[1].values()))
+    for device, of_device in worst[:_SHOWN]:
+        lines.append(f"  {device or 'others'}: " + ", ".join(f"{n:,} {reason}" for reason, n in of_device.items()))
+    return "\n".join(lines + edge_rounds.past(found, _SHOWN))

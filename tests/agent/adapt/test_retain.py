@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from agent.adapt.lesson import check
 from agent.adapt.plain_text import PASSAGES
 from agent.adapt.retain import plain
+from models.engine.base import Tokenizer
 
 
 class Letters:
@@ -21,7 +23,7 @@ class Letters:
 
 def test_every_step_is_to_stay_and_the_gate_reads_other_text() -> None:
     letters = Letters()
-    lessons = plain(letters)  # type: ignore[arg-type]
+    lessons = plain(cast(Tokenizer, letters))
     assert len(lessons) >= 4
     for lesson in lessons:
         check(lesson)

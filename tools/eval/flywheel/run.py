@@ -55,7 +55,7 @@ def flywheel(
     stream = drawn(
         label, y, devices=setting.devices, alpha=setting.alpha, corrections=setting.corrections, seed=setting.seed
     )
-    student = Student(slm, data, Recipe(rank=setting.rank, alpha=2.0 * setting.rank), cache, threads, say)
+    student = Student(slm, data, Recipe(rank=setting.rank), cache, threads, say)
     traffic = Traffic(student.tokenizer, large.tokenizer, data)
     bare = np.concatenate([student.view("", rows).x for rows in stream.rounds]).argmax(axis=1)
     played = {
