@@ -39,7 +39,7 @@ format: .venv/dev
 
 .venv/dev: .venv/device
 	$(BIN)/pip install --quiet '$(TORCH)'
-	$(BIN)/pip install --quiet --editable '.[dev,server,eval,train]'
+	$(BIN)/pip install --quiet --editable '.[dev,server,eval,train,onnx,export]'
 	tests/install_mosquitto
 	tests/install_flower
 	touch $@

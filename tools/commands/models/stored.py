@@ -1,4 +1,4 @@
-"""`skerry models`: what there is, and getting it onto this machine."""
+"""`skerry models list|pull|verify|path|add|rm`: what there is, and getting it onto this machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,7 @@ from tools.fetch import pull_entry
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-@click.group(name="models", epilog="Example: skerry models pull smollm2-135m")
-def models() -> None:
-    """Model files: list, pull, verify, add and remove them.
-
-    Files lie in the folder that SKERRY_MODELS names, else in your data folder.
-    """
-
-
-@models.command(name="list")
+@click.command(name="list")
 @as_json
 def list_models(as_json: bool) -> None:
     """List the catalog and what is on this machine.
@@ -52,7 +44,7 @@ def list_models(as_json: bool) -> None:
         )
 
 
-@models.command(name="pull")
+@click.command(name="pull")
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @as_json
 def pull_models(ids: tuple[str, ...], as_json: bool) -> None:
@@ -72,7 +64,7 @@ def pull_models(ids: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps([_pulled(entry, result) for entry, result in done], indent=2))
 
 
-@models.command()
+@click.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @as_json
 def verify(ids: tuple[str, ...], as_json: bool) -> None:
@@ -96,7 +88,7 @@ def verify(ids: tuple[str, ...], as_json: bool) -> None:
         raise BadModelFile(f"not what the catalog names: {', '.join(bad)}; run `skerry models pull {' '.join(bad)}`")
 
 
-@models.command()
+@click.command()
 @click.argument("model", metavar="ID")
 @as_json
 def path(model: str, as_json: bool) -> None:
@@ -110,7 +102,7 @@ def path(model: str, as_json: bool) -> None:
     click.echo(json.dumps({"id": model, "path": found}) if as_json else found)
 
 
-@models.command()
+@click.command()
 @click.argument("model", metavar="ID")
 @click.option("--file", "local", type=click.Path(path_type=Path), help="A GGUF file on this machine.")
 @click.option("--url", help="A plain http(s) address; needs --sha256, --size and --context.")
@@ -146,7 +138,7 @@ def add(model: str, local: Path | None, url: str | None, hub: str | None, as_jso
         click.echo(f"{model} stands in {written}; `skerry models pull {model}` fetches it")
 
 
-@models.command()
+@click.command()
 @click.argument("model", metavar="ID")
 @as_json
 def rm(model: str, as_json: bool) -> None:

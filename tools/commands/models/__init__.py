@@ -1,0 +1,19 @@
+"""`skerry models`: model files, from a hub or a build machine onto this device."""
+
+from __future__ import annotations
+
+import click
+
+from tools.commands.models.stored import add, list_models, path, pull_models, rm, verify
+
+
+@click.group(epilog="Example: skerry models pull smollm2-135m")
+def models() -> None:
+    """Model files: list, pull, verify, add and remove them.
+
+    Files lie in the folder that SKERRY_MODELS names, else in your data folder.
+    """
+
+
+for _command in (list_models, pull_models, verify, path, add, rm):
+    models.add_command(_command)
