@@ -18,6 +18,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.platforms
 
 bench: .venv/device
 	$(BIN)/skerry bench all
