@@ -1,5 +1,6 @@
 """The model catalog: what can be pulled, from where, and the hash that decides whether it is the right thing.
 
+A model is one file, or a folder of files (ONNX), each listed with its hash.
 The shipped entries stand in `catalog.toml`. A user's own stand in any `*.toml` of a folder, in the same form,
 and may override a shipped id.
 """
@@ -15,9 +16,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from models.fingerprint import fingerprint_of_parts
 from protocol.errors import ConfigError, UnknownModel, UnsafePath
 
 SHIPPED = Path(__file__).with_name("catalog.toml")
+MODEL = "model.onnx"  # every model that is a folder has it
 DEFAULT = "smollm2-135m"  # small enough for any device, and what `pull` fetches when asked for nothing else
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -25,6 +28,9 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Requirement = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.+!_]*$")]
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_IN_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+# What stands beside a model while it is pulled and afterwards (models.partial, .wheels, .fingerprint).
+_RESERVED = (".partial", ".wheels", ".old", ".lock", ".sha256.json")
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -32,7 +38,8 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Hub(_Strict, frozen=True, tag_field="kind", tag="hub"):
-    """A file of a repository on a Hugging Face hub."""
+    """A file of a repository on a Hugging Face hub. For a model that is a folder the folder's path there, "." if it
+    is the repository itself."""
 
     repo: Annotated[str, msgspec.Meta(pattern=r"^[\w.-]+/[\w.-]+$")]
     file: Text
@@ -46,19 +53,35 @@ class Wheels(_Strict, frozen=True, tag_field="kind", tag="wheels"):
 
 
 class Url(_Strict, frozen=True, tag_field="kind", tag="url"):
+    """A plain address; for a folder the one that its files stand below."""
+
     url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/]+/\S*$")]
 
 
 class LocalFile(_Strict, frozen=True, tag_field="kind", tag="file"):
+    """A file, or folder, of this machine."""
+
     path: Annotated[str, msgspec.Meta(pattern=r"^/.")]
 
 
 Source = Hub | Wheels | Url | LocalFile
 
 
+class Part(_Strict, frozen=True):
+    """One file of a model that is a folder: `path` in it, `size` in bytes."""
+
+    path: Text
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Sha256
+
+
 class Entry(_Strict, frozen=True, kw_only=True):
     """One model. `size` in bytes, `context` in tokens; `tokenizer` is the SHA-256 over every token's
-    length and bytes (models.engine.base.Tokenizer.fingerprint)."""
+    length and bytes (models.engine.base.Tokenizer.fingerprint).
+
+    Where there are `files`, `file` is a folder with exactly these: `size` is theirs together and `sha256` the
+    fingerprint over them (models.fingerprint).
+    """
 
     id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     name: Text
@@ -71,6 +94,33 @@ class Entry(_Strict, frozen=True, kw_only=True):
     context: Annotated[int, msgspec.Meta(ge=1)]
     sources: Annotated[list[Source], msgspec.Meta(min_length=1)]
     tokenizer: Sha256 | None = None
+    files: list[Part] = []
+
+    def __post_init__(self) -> None:
+        """Raises ValueError (within msgspec a ValidationError) where `files` and the rest contradict each other."""
+        if self.files and (problem := self._contradiction()):
+            raise ValueError(f"files: {problem}")
+
+    def _contradiction(self) -> str | None:
+        paths = {part.path for part in self.files}
+        if len(paths) < len(self.files):
+            return "a path stands there twice"
+        if MODEL not in paths:
+            return f"there is no {MODEL}"
+        if both := sorted(str(up) for path in paths for up in PurePosixPath(path).parents if str(up) in paths):
+            return f"{both[0]} is a file and a folder"
+        if (total := sum(part.size for part in self.files)) != self.size:
+            return f"they have {total:,} bytes together, size says {self.size:,}"
+        if (digest := fingerprint_of_parts((part.path, part.sha256) for part in self.files)) != self.sha256:
+            return f"their hashes give {digest}, sha256 says {self.sha256}"
+        if any(isinstance(source, Wheels) for source in self.sources):
+            return "wheels hold one file, not a folder; give another source"
+        return None
+
+    @property
+    def content(self) -> tuple[str, int, frozenset[Part]]:
+        """What two entries have in common that name the same thing."""
+        return self.sha256, self.size, frozenset(self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +169,7 @@ class Catalog:
     def check(self, listed: Listed) -> None:
         """Refuses an entry whose file name is another entry's with another content. Raises ConfigError."""
         for other in self:
-            same = other.entry.id == listed.entry.id or other.entry.sha256 == listed.entry.sha256
+            same = other.entry.id == listed.entry.id or other.entry.content == listed.entry.content
             if other.entry.file == listed.entry.file and not same:
                 raise ConfigError(
                     f"{listed.origin}: entry {listed.entry.id!r}, field file: {listed.entry.file} is also "
@@ -164,6 +214,14 @@ def check_paths(entry: Entry, origin: str) -> None:
     named = f"{origin}: entry {entry.id!r}, field"
     if not _FILE_NAME.fullmatch(entry.file):
         raise UnsafePath(f"{named} file: {entry.file!r} is not a plain file name (letters, digits, . _ + -)")
+    if entry.file.endswith(_RESERVED):
+        raise UnsafePath(f"{named} file: {entry.file!r} ends like what Skerry keeps beside a model; rename it")
+    for part in entry.files:
+        if not all(_IN_FOLDER.fullmatch(piece) and not piece.endswith(".partial") for piece in part.path.split("/")):
+            raise UnsafePath(
+                f"{named} files: {part.path!r} is not a plain path in the folder (letters, digits, . _ + - and /, "
+                "no name that begins with . or ends with .partial)"
+            )
     for position, source in enumerate(entry.sources):
         match source:
             case Hub(file=inside) | Wheels(member=inside) if leaves_folder(inside):

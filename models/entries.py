@@ -59,10 +59,11 @@ def remove_entry(listed: Listed) -> None:
 
 def entry_toml(entry: Entry) -> str:
     fields: dict[str, Any] = msgspec.to_builtins(entry)
-    sources = fields.pop("sources")
+    tables = {name: fields.pop(name, []) for name in ("files", "sources")}
     lines = ["[[models]]", *_pairs(fields)]
-    for source in sources:
-        lines += ["", "[[models.sources]]", *_pairs(source)]
+    for name, rows in tables.items():
+        for row in rows:
+            lines += ["", f"[[models.{name}]]", *_pairs(row)]
     return "\n".join(lines) + "\n"
 
 

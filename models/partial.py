@@ -1,7 +1,8 @@
-"""A model file while it is being fetched: `<file>.partial` next to its destination, hashed as it grows.
+"""A model while it is being fetched: `<file>.partial` next to its destination, hashed as it grows.
 
 It becomes visible under its own name only when size and hash are right, by an atomic rename. Nobody but the
-holder of `locked` touches it.
+holder of `locked` touches it. Of a model that is a folder `<file>.partial` is a folder too, whose files grow in
+the same way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,11 @@ _CHUNK = 1 << 20  # bytes
 
 def partial_path(destination: Path) -> Path:
     return destination.with_name(destination.name + ".partial")
+
+
+def old_path(destination: Path) -> Path:
+    """Where a folder waits that a new one takes the place of."""
+    return destination.with_name(destination.name + ".old")
 
 
 @contextlib.contextmanager
@@ -152,6 +159,38 @@ class Partial:
             os.fsync(self._file.fileno())
             self._path.replace(self._destination)
             fsync_folder(self._destination.parent)
+
+
+def publish_folder(destination: Path) -> None:
+    """Gives the folder `<file>.partial`, whose files are all published, its own name, durably.
+
+    What has that name is moved away first (a folder cannot be replaced in one step) and removed at the end. A
+    power loss in between leaves the whole new folder, which the next pull finds.
+    """
+    staging, old = partial_path(destination), old_path(destination)
+    with disk_errors(destination):
+        for folder, _, _ in os.walk(staging, topdown=False):
+            fsync_folder(Path(folder))
+        remove(old)
+        if os.path.lexists(destination):
+            destination.rename(old)
+        try:
+            staging.rename(destination)
+        except OSError:
+            if os.path.lexists(old):
+                old.rename(destination)
+            raise
+        fsync_folder(destination.parent)
+    with contextlib.suppress(OSError):  # the model is there; what stays of the old one the next pull removes
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it, if it is there. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A model's file, fetched first if it is a catalog id that is not there yet."""
+"""A model's file or folder, fetched first if it is a catalog id that is not there yet."""
 
 from __future__ import annotations
 

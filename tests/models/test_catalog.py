@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from models.catalog import DEFAULT, SHIPPED, Catalog, Entry, Hub, LocalFile, Url, Wheels, read
@@ -135,6 +138,91 @@ def test_removing_keeps_neighbours_and_comments(tmp_path: Path, entry_of: Build)
     path = write(tmp_path, "mine.toml", f"# my models\n{first}\n{text}\n{last}")
     remove_entry(Catalog(tmp_path).find("tiny"))
     assert path.read_text() == f"# my models\n{first}\n{last}"
+
+
+FILES = {"model.onnx": b"graph", "sub/model.onnx.data": b"weights"}
+GIVEN_SHA256 = "0123456789abcdef" * 4
+
+
+def test_folder_survives_writing_and_reading(tmp_path: Path, entry_of: Build, folder_entry: Build) -> None:
+    entry = folder_entry(FILES, Hub("me/repo", "."), Url("https://example.org/x/"), LocalFile("/data/x"))
+    path = write(
+        tmp_path,
+        "mine.toml",
+        entry_toml(entry) + entry_toml(entry_of("http://example.org/x")).replace('"tiny"', '"other"'),
+    )
+    assert read(path)[0] == entry
+    remove_entry(Catalog(tmp_path).find("tiny"))
+    assert [entry.id for entry in read(path)] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 5}, "files: they have 12 bytes together, size says 5"),
+        ({"sha256": GIVEN_SHA256}, f"files: their hashes give [0-9a-f]{{64}}, sha256 says {GIVEN_SHA256}"),
+        ({"sources": [Wheels(["x==1"], "*")]}, "files: wheels hold one file"),
+    ],
+)
+def test_folder_that_contradicts_itself(
+    tmp_path: Path, folder_entry: Build, fields: dict[str, Any], message: str
+) -> None:
+    fields = {key: msgspec.to_builtins(value) for key, value in fields.items()}
+    text = entry_toml(folder_entry(FILES, "http://example.org/x"))
+    document = tomllib.loads(text)["models"][0] | fields
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(document, Entry)
+    write(tmp_path, "mine.toml", text.replace("size = 12", "size = 13", 1))
+    with pytest.raises(
+        ConfigError, match=r"mine\.toml: entry 'tiny': files: they have 12 bytes together, size says 13"
+    ):
+        Catalog(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"weights.bin": b"x"}, "there is no model.onnx"),
+        ({"model.onnx": b"x", "model.onnx/data": b"x"}, "model.onnx is a file and a folder"),
+    ],
+)
+def test_files_that_are_no_folder(folder_entry: Build, files: dict[str, bytes], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        folder_entry(files, "http://example.org/x")
+
+
+def test_one_path_twice_is_refused(folder_entry: Build) -> None:
+    entry = folder_entry(FILES, "http://example.org/x")
+    with pytest.raises(ValueError, match="a path stands there twice"):
+        msgspec.structs.replace(entry, files=[*entry.files, entry.files[0]])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../up", "/etc/passwd", "a/../../up", ".git/config", "a//b", "./a", "a\\b", "a b", "a\n", "a.partial/b", ""],
+)
+def test_part_outside_the_folder_is_refused(tmp_path: Path, folder_entry: Build, path: str) -> None:
+    write(tmp_path, "mine.toml", entry_toml(folder_entry(FILES | {path: b"x"}, "http://example.org/x")))
+    with pytest.raises((UnsafePath, ConfigError), match=r"mine\.toml: entry 'tiny', field files"):
+        Catalog(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.partial", "x.gguf.wheels", "x.old", "x.lock", "x.sha256.json"])
+def test_name_of_what_stands_beside_a_model_is_refused(tmp_path: Path, entry_of: Build, name: str) -> None:
+    write(tmp_path, "mine.toml", entry_toml(entry_of("http://example.org/x", file=name)))
+    with pytest.raises(UnsafePath, match=r"field file: '.*' ends like what Skerry keeps beside a model"):
+        Catalog(tmp_path)
+
+
+def test_one_name_for_a_file_and_a_folder_is_refused(tmp_path: Path, entry_of: Build, folder_entry: Build) -> None:
+    """Also where they claim one hash, and where only the manifests differ."""
+    folder = folder_entry(FILES, "http://example.org/x", id="folder")
+    same = msgspec.structs.replace(entry_of("http://example.org/x", file="tiny"), sha256=folder.sha256)
+    other = folder_entry(FILES | {"manifest.json": b"{}"}, "http://example.org/x", id="other")
+    for second in (same, other):
+        write(tmp_path, "mine.toml", entry_toml(folder) + entry_toml(second))
+        with pytest.raises(ConfigError, match="field file: tiny is also the file of entry"):
+            Catalog(tmp_path)
 
 
 def test_removing_refuses_what_it_cannot_cut(tmp_path: Path, entry_of: Build) -> None:

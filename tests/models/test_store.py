@@ -13,7 +13,7 @@ from models.entries import add_entry
 from models.fingerprint import fingerprint, measure, recall, remember, sidecar
 from models.gguf_header import GgufHeader, read_header
 from models.partial import locked
-from models.store import Places, remove_files, resolve_model, state
+from models.store import Places, differences, remove_files, resolve_model, state
 from protocol.errors import BadModelFile, PullLocked, UnknownModel
 
 Build = Callable[..., Entry]
@@ -120,6 +120,88 @@ def test_removing_takes_everything_of_the_model_but_not_during_a_pull(places: Pl
         remove_files(entry, places.models)
     assert len(remove_files(entry, places.models)) == 4
     assert [path.name for path in places.models.iterdir()] == ["other.gguf"]
+
+
+FILES = {"model.onnx": b"graph", "sub/model.onnx.data": b"weights"}
+
+
+@pytest.fixture
+def folder_model(places: Places, folder_entry: Build) -> Entry:
+    """A second entry, which is a folder; not pulled."""
+    entry = folder_entry(FILES, "http://127.0.0.1:1/x", id="onnx", file="onnx-model")
+    add_entry(entry, places.entries)
+    return entry
+
+
+def write(folder: Path, files: dict[str, bytes] = FILES) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_states_of_a_folder(places: Places, folder_model: Entry) -> None:
+    path = places.models / "onnx-model"
+    assert state(folder_model, places.models) == "absent"
+    write(places.models / "onnx-model.partial")
+    assert state(folder_model, places.models) == "partial"
+    write(path, {"model.onnx": b"graph"})
+    assert state(folder_model, places.models) == "damaged"
+    write(path)
+    assert state(folder_model, places.models) == "unverified"
+    measure(path)
+    assert state(folder_model, places.models) == "verified"
+    write(path, {"model.onnx": b"GRAPH"})
+    assert state(folder_model, places.models) == "unverified"
+    measure(path)
+    assert state(folder_model, places.models) == "damaged"
+    write(path)
+    (path / "link").symlink_to("/etc/hostname")
+    assert state(folder_model, places.models) == "damaged"
+
+
+def test_resolving_the_id_of_a_folder(places: Places, folder_model: Entry) -> None:
+    path = places.models / "onnx-model"
+    with pytest.raises(BadModelFile, match="onnx is not pulled yet: run `skerry models pull onnx`"):
+        resolve_model("onnx", places)
+    write(path, FILES | {"surprise.bin": b"x"})
+    with pytest.raises(BadModelFile, match="has 13 bytes instead of 12: run `skerry models pull onnx`"):
+        resolve_model("onnx", places)
+    (path / "surprise.bin").unlink()
+    (path / "model.onnx").write_bytes(b"GRAPH")
+    with pytest.raises(BadModelFile, match="another content"):
+        resolve_model("onnx", places)
+    write(path)
+    assert resolve_model("onnx", places) == path
+    (path / "link").symlink_to("/etc/hostname")
+    with pytest.raises(BadModelFile, match="cannot be read: the link link leaves the folder"):
+        resolve_model("onnx", places)
+
+
+def test_resolving_a_path_to_a_folder(places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = write(tmp_path / "mine")
+    assert resolve_model(str(mine), places) == mine
+    assert resolve_model(str(mine / "model.onnx"), places) == mine
+    monkeypatch.chdir(mine / "sub")
+    assert resolve_model("..", places) == mine
+    with pytest.raises(BadModelFile, match=r"a folder without a model\.onnx"):
+        resolve_model(".", places)
+
+
+def test_differences_name_the_files(places: Places, folder_model: Entry) -> None:
+    path = write(places.models / "onnx-model", {"model.onnx": b"GRAPH", "surprise.bin": b"x"})
+    assert differences(path, folder_model) == ["model.onnx", "sub/model.onnx.data", "surprise.bin"]
+
+
+def test_removing_a_folder_keeps_what_a_link_names(places: Places, folder_model: Entry, tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere")
+    (places.models / "onnx-model").symlink_to(elsewhere)
+    for name in ("onnx-model.partial", "onnx-model.old"):
+        write(places.models / name)
+    (places.models / "onnx-model.sha256.json").write_bytes(b"x")
+    assert len(remove_files(folder_model, places.models)) == 4
+    assert list(places.models.iterdir()) == []
+    assert (elsewhere / "model.onnx").exists()
 
 
 def text(value: str) -> bytes:

@@ -10,7 +10,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from protocol.errors import BadModelFile, ConfigError, UnknownModel
+from models.catalog import Hub, LocalFile, read
+from protocol.errors import BadModelFile, ConfigError, UnknownModel, UnsafePath
 from tools.commands.models import models
 from tools.progress import ProgressBar
 
@@ -110,6 +111,111 @@ def test_add_from_an_address_needs_what_cannot_be_read(command: Command) -> None
     both = command.run("add", "far2", "--url", "https://example.org/x", "--hub", "me/repo:x", *given)
     assert both.exit_code == 2
     assert "exactly one of" in both.stderr
+
+
+FILES = {
+    "model.onnx": b"graph",
+    "model.onnx.data": b"weights",
+    "config.json": b'{"model_type": "llama", "max_position_embeddings": 512}',
+}
+
+
+def onnx(folder: Path, files: dict[str, bytes] = FILES) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def row_of(command: Command, model: str) -> dict[str, object]:
+    rows = command.json("list")
+    assert isinstance(rows, list)
+    return next(row for row in rows if row["id"] == model)
+
+
+def test_the_life_of_a_folder(command: Command, tmp_path: Path) -> None:
+    folder = onnx(tmp_path / "original")
+    command.json("add", "mine", "--file", str(folder / "model.onnx"), "--quantisation", "int4")
+    row = row_of(command, "mine")
+    assert (row["architecture"], row["quantisation"], row["context"]) == ("llama", "int4", 512)
+    assert (row["size"], row["state"]) == (sum(map(len, FILES.values())), "absent")
+
+    path = str(command.models / "mine")
+    (pulled,) = json.loads(command.run("pull", "mine", "--json").stdout)
+    assert (pulled["path"], pulled["source"]) == (path, str(folder))
+    assert row_of(command, "mine")["state"] == "verified"
+    assert command.run("path", "mine").stdout == f"{path}\n"
+    assert command.run("verify").exit_code == 0
+    assert "already there, nothing to do" in command.run("pull", "mine").stderr
+    assert command.json("rm", "mine") == {
+        "id": "mine",
+        "removed": [path, f"{path}.sha256.json", f"entry in {tmp_path}/config/skerry/models.d/mine.toml"],
+    }
+    assert not Path(path).exists()
+    assert (folder / "model.onnx").exists()
+
+
+def test_verify_names_the_damaged_files_and_pull_repairs_them(command: Command, tmp_path: Path) -> None:
+    folder = onnx(tmp_path / "original", FILES | {"manifest.json": b"{}"})
+    command.json("add", "mine", "--file", str(folder))
+    command.json("pull", "mine")
+    onnx(command.models / "mine", {"model.onnx.data": b"WEIGHTS", "manifest.json": b"[]"})
+    result = command.run("verify", "mine")
+    assert isinstance(result.exception, BadModelFile)
+    assert "mine: damaged" in result.stdout
+    assert "not as in the catalog: manifest.json, model.onnx.data\n" in result.stdout
+    command.json("pull", "mine")
+    onnx(command.models / "mine", {"manifest.json": b"[]"})
+    assert "not as in the catalog: manifest.json\n" in command.run("verify", "mine").stdout
+    command.json("pull", "mine")
+    assert command.run("verify").exit_code == 0
+
+
+def test_entry_for_others_from_a_folder_that_is_here(command: Command, tmp_path: Path) -> None:
+    manifest = {"architecture": "llama", "quantisation": "int4", "licence": "MIT", "context": 256, "inputs": {}}
+    folder = onnx(tmp_path / "original", FILES | {"manifest.json": json.dumps(manifest).encode()})
+    for model, hub, inside in (("mine", "me/repo:int4", "int4"), ("whole", "me/repo", ".")):
+        command.json("add", model, "--file", str(folder), "--hub", hub)
+        (entry,) = read(tmp_path / "config" / "skerry" / "models.d" / f"{model}.toml")
+        assert entry.sources == [Hub("me/repo", inside), LocalFile(str(folder))]
+        assert (entry.file, entry.context, entry.licence, entry.quantisation) == (model, 256, "MIT", "int4")
+        assert {part.path for part in entry.files} == {*FILES, "manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b'{"context": "long"}', "manifest.json: context is 'long', expected int"),
+        ("manifest.json", b"[1]", "manifest.json: not a JSON object"),
+        ("config.json", b"{", "config.json: not JSON"),
+    ],
+)
+def test_folder_with_broken_descriptions(
+    command: Command, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    folder = onnx(tmp_path / "original", FILES | {name: content})
+    result = command.run("add", "mine", "--file", str(folder))
+    assert isinstance(result.exception, BadModelFile)
+    assert message in str(result.exception)
+
+
+def test_what_cannot_be_added(command: Command, tmp_path: Path) -> None:
+    folder = onnx(tmp_path / "original")
+    (folder / "link").symlink_to("/etc/hostname")
+    result = command.run("add", "mine", "--file", str(folder))
+    assert isinstance(result.exception, BadModelFile)
+    assert "the link link leaves the folder" in str(result.exception)
+    (folder / "link").rename(folder / ".hidden")
+    (folder / "read me.txt").write_bytes(b"x")
+    result = command.run("add", "mine", "--file", str(folder))
+    assert isinstance(result.exception, UnsafePath)
+    assert "'read me.txt' is not a plain path" in str(result.exception)
+    (folder / "read me.txt").unlink()
+    (folder / "config.json").unlink()
+    result = command.run("add", "mine", "--file", str(folder))
+    assert isinstance(result.exception, ConfigError)
+    assert "missing required field `context`" in str(result.exception)
+    assert command.run("add", "mine", "--file", str(folder), "--context", "64").exit_code == 0
 
 
 @pytest.mark.parametrize("action", ["pull", "verify", "path", "rm"])

@@ -11,11 +11,12 @@ import click
 import msgspec
 
 from models.catalog import DEFAULT, Catalog, Entry, Hub, Listed, LocalFile, Source, Url
+from models.engine.open import open_tokenizer
 from models.entries import add_entry, remove_entry
 from models.fingerprint import measure
-from models.gguf_header import read_header
+from models.local_model import facts_of
 from models.pull import Pulled
-from models.store import Places, remove_files, resolve_model, state
+from models.store import Places, differences, is_complete, model_at, remove_files, resolve_model, state
 from protocol.errors import BadModelFile, ConfigError
 from tools.fetch import pull_entry
 
@@ -68,7 +69,7 @@ def pull_models(ids: tuple[str, ...], as_json: bool) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @as_json
 def verify(ids: tuple[str, ...], as_json: bool) -> None:
-    """Read model files in full and compare them with the catalog; without an ID all that are there.
+    """Read models in full and compare them with the catalog; without an ID all that are there.
 
     \b
     Example:
@@ -77,13 +78,14 @@ def verify(ids: tuple[str, ...], as_json: bool) -> None:
     places = Places.of(os.environ)
     catalog = Catalog(places.entries)
     entries = [catalog.find(model).entry for model in ids] or [
-        listed.entry for listed in catalog if (places.models / listed.entry.file).is_file()
+        listed.entry for listed in catalog if state(listed.entry, places.models) not in ("absent", "partial")
     ]
     rows = [_verified(entry, places.models) for entry in entries]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     for row in [] if as_json else rows:
-        click.echo(f"{row['id']}: {row['state']}  {row['path']}")
+        wrong = f"; not as in the catalog: {', '.join(row['differ'])}" if row["differ"] else ""
+        click.echo(f"{row['id']}: {row['state']}  {row['path']}{wrong}")
     if bad := [row["id"] for row in rows if row["state"] != "verified"]:
         raise BadModelFile(f"not what the catalog names: {', '.join(bad)}; run `skerry models pull {' '.join(bad)}`")
 
@@ -92,7 +94,7 @@ def verify(ids: tuple[str, ...], as_json: bool) -> None:
 @click.argument("model", metavar="ID")
 @as_json
 def path(model: str, as_json: bool) -> None:
-    """Print where a model's file is, once it is there and complete.
+    """Print where a model's file or folder is, once it is there and complete.
 
     \b
     Example:
@@ -104,12 +106,12 @@ def path(model: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model", metavar="ID")
-@click.option("--file", "local", type=click.Path(path_type=Path), help="A GGUF file on this machine.")
-@click.option("--url", help="A plain http(s) address; needs --sha256, --size and --context.")
-@click.option("--hub", metavar="REPO:FILE", help="A hub repository's file; needs the same.")
+@click.option("--file", "local", type=click.Path(path_type=Path), help="A GGUF file, or a folder with an ONNX model.")
+@click.option("--url", help="A plain http(s) address; without --file needs --sha256, --size and --context.")
+@click.option("--hub", metavar="REPO:FILE", help="A hub repository's file or folder; needs the same.")
 @click.option("--sha256", help="Hash of the file (computed for --file).")
 @click.option("--size", type=int, help="Bytes of the file (known for --file).")
-@click.option("--context", type=int, help="Tokens of context (read from the file for --file).")
+@click.option("--context", type=int, help="Tokens of context (read from the model for --file).")
 @click.option("--name", help="Name to show. [default: the ID]")
 @click.option("--licence", help="Licence of the weights.")
 @click.option("--architecture", help="Architecture, such as llama or qwen2.")
@@ -118,19 +120,25 @@ def path(model: str, as_json: bool) -> None:
 def add(model: str, local: Path | None, url: str | None, hub: str | None, as_json: bool, **given: Any) -> None:
     """Add an entry of your own to the catalog; an ID of the shipped catalog is overridden.
 
+    With --file and --hub (or --url) the model is described by what is here and fetched from there: an entry for other
+    devices too. An ONNX model, a folder of files, can only be described so; the address is then that of the folder.
+
     \b
     Example:
       skerry models add my-model --file ~/my-model.gguf
+      skerry models add my-onnx --file ~/my-onnx --hub me/my-model-ONNX:int4
       skerry models add my-model --hub me/my-model-GGUF:my-model-q4_k_m.gguf \\
         --sha256 0123... --size 98362432 --context 8192
     """
-    if sum(origin is not None for origin in (local, url, hub)) != 1:
-        raise click.UsageError("give exactly one of --file, --url and --hub")
+    if not (local or url or hub) or (url and hub):
+        raise click.UsageError("give --file, exactly one of --url and --hub, or --file with one of them")
+    local = model_at(local).absolute() if local else None
     facts = {"name": model, "licence": "unknown", "architecture": "unknown", "quantisation": "unknown"}
-    facts |= _facts_of_file(local) if local else {}
+    facts |= facts_of(local) if local else {}
     facts |= {key: value for key, value in given.items() if value is not None}
-    source = _source(local, url, hub)
-    entry = _checked_entry({**facts, "id": model, "file": f"{model}.gguf", "sources": [msgspec.to_builtins(source)]})
+    sources = msgspec.to_builtins(_sources(local, url, hub))
+    file = model if "files" in facts else f"{model}.gguf"
+    entry = _checked_entry({**facts, "id": model, "file": file, "sources": sources})
     written = add_entry(entry, Places.of(os.environ).entries)
     if as_json:
         click.echo(json.dumps({"id": model, "entry": str(written)}))
@@ -142,7 +150,7 @@ def add(model: str, local: Path | None, url: str | None, hub: str | None, as_jso
 @click.argument("model", metavar="ID")
 @as_json
 def rm(model: str, as_json: bool) -> None:
-    """Remove a model's file and, if the entry is your own, the entry.
+    """Remove a model from this machine and, if the entry is your own, the entry.
 
     \b
     Example:
@@ -183,41 +191,33 @@ def _pulled(entry: Entry, result: Pulled) -> dict[str, Any]:
 
 
 def _verified(entry: Entry, folder: Path) -> dict[str, Any]:
+    """`differ`: for a folder, which of its files are missing, changed or too many."""
     path = folder / entry.file
+    row = {"id": entry.id, "path": str(path), "expected": entry.sha256, "differ": []}
     try:
-        digest = measure(path)
+        row["sha256"] = measure(path)
+        if not is_complete(path, entry):
+            return row | {"state": "damaged", "differ": differences(path, entry)}
     except FileNotFoundError:
-        digest = None
+        return row | {"state": "absent", "sha256": None}
     except OSError as error:
         raise BadModelFile(f"{path}: cannot be read: {error.strerror}") from None
-    state = "absent" if digest is None else "verified" if digest == entry.sha256 else "damaged"
-    from models.engine.gguf import GgufTokenizer  # llama.cpp, which the other commands do without
-
-    if state == "verified" and entry.tokenizer and GgufTokenizer.open(path).fingerprint != entry.tokenizer:
-        state = "mislabelled"  # the catalog's tokenizer is another one
-    return {"id": entry.id, "path": str(path), "state": state, "sha256": digest, "expected": entry.sha256}
+    if entry.tokenizer and open_tokenizer(path).fingerprint != entry.tokenizer:
+        return row | {"state": "mislabelled"}  # the catalog's tokenizer is another one
+    return row | {"state": "verified"}
 
 
-def _source(local: Path | None, url: str | None, hub: str | None) -> Source:
-    if local:
-        return LocalFile(str(local.expanduser().absolute()))
+def _sources(local: Path | None, url: str | None, hub: str | None) -> list[Source]:
+    """The one that others can reach too goes first."""
+    sources: list[Source] = []
     if url:
-        return Url(url)
-    repo, _, file = str(hub).partition(":")
-    return Hub(repo, file)
-
-
-def _facts_of_file(file: Path) -> dict[str, Any]:
-    file = file.expanduser()
-    header = read_header(file)
-    facts = {
-        "licence": header.licence,
-        "architecture": header.architecture,
-        "quantisation": header.quantisation,
-        "size": file.stat().st_size,
-        "sha256": measure(file),
-    }
-    return facts | ({"context": header.context} if header.context else {})
+        sources.append(Url(url))
+    if hub:
+        repo, _, inside = hub.partition(":")
+        sources.append(Hub(repo, inside or ("." if local and local.is_dir() else "")))
+    if local:
+        sources.append(LocalFile(str(local)))
+    return sources
 
 
 def _checked_entry(fields: dict[str, Any]) -> Entry:
