@@ -1,0 +1,1 @@
+"""What a build machine does with models: make, shrink, look into and compare them."""
