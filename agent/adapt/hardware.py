@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ import msgspec
 import numpy as np
 
 from agent.adapt.recipe import Recipe
+from models.boards import processor
 from models.gguf_header import DAMAGED, read_contents
 from protocol.errors import BadModelFile, TrainingError
 
@@ -216,30 +216,3 @@ def choose_rank(
         f"training needs {needed:.0f} MB{took} with the smallest adapter, and may take {memory_mb:.0f} MB and "
         f"{step_s:g} s: raise adapt.memory_mb or adapt.step_s"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Board:
-    """A known device. `slower`: its float32 step time as a multiple of that of two cores of a 2023 x86-64 server. An
-    ESTIMATE from cores, clock and vector width, not measured."""
-
-    memory_mb: int
-    cores: int
-    slower: float
-    bfloat16: bool = False
-
-
-BOARDS = {
-    "pi4": Board(memory_mb=4_000, cores=4, slower=6.0),  # 4 x Cortex-A72, 1.5 GHz
-    "pi5": Board(memory_mb=8_000, cores=4, slower=1.7),  # 4 x Cortex-A76, 2.4 GHz
-    "jetson-orin-nano": Board(memory_mb=8_000, cores=6, slower=1.7),  # 6 x Cortex-A78AE, 1.5 GHz; its GPU is not used
-}
-
-
-def processor() -> str:
-    """The processor's name, as the system has it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

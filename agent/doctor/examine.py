@@ -10,18 +10,19 @@ from agent.config import AgentConfig
 from agent.doctor.api import check_api
 from agent.doctor.cloud import check_cloud
 from agent.doctor.finding import Finding
-from agent.doctor.footprint import read_shape
 from agent.doctor.machine import Machine, check_accelerator, check_clock, check_disk, check_machine
 from agent.doctor.model import (
     check_catalog,
     check_memory,
     check_settings,
+    check_speed,
     check_writing,
     find_model,
     missing_bytes,
 )
 from agent.doctor.training import check_training
 from models.catalog import Catalog
+from models.footprint import read_shape
 from models.store import Places
 from protocol.errors import BadModelFile, SkerryError
 
@@ -75,5 +76,6 @@ def _examine_model(config: AgentConfig, places: Places, machine: Machine) -> Gen
         return None  # loading it could take the machine down
     tokenizer, finding = check_writing(path, config.model)
     yield finding
+    yield from check_speed(path, shape, config, machine.cores)
     yield check_training(config, path, available)
     return tokenizer

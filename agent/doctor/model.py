@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.config import AgentConfig, Model
+from agent.config import AgentConfig, Model, device_folder
 from agent.doctor.finding import Finding, size
-from agent.doctor.footprint import Shape, footprint, guessed_shape, largest_context
+from models import latency
 from models.catalog import Catalog
 from models.engine.gguf import GgufEngine
+from models.fingerprint import fingerprint
+from models.footprint import Shape, footprint, guessed_shape, largest_context
 from models.store import Places, resolve_model, state
 from protocol.errors import SkerryError
 
@@ -93,6 +95,28 @@ def check_settings(shape: Shape, config: AgentConfig, cores: int) -> Iterator[Fi
             f"model.threads = {model.threads} on {cores} physical cores: they wait for each other",
             "set model.threads to 0, which means one per physical core",
         )
+
+
+def check_speed(path: Path, shape: Shape, config: AgentConfig, cores: int) -> Iterator[Finding]:
+    """What was measured of the model by length of context (`skerry models fit`), and whether a step of the SLM is
+    shorter than what it waits for a reply."""
+    try:
+        table = latency.load(device_folder(config), fingerprint(path), config.model.threads or cores)
+    except OSError as error:
+        yield Finding("error", "speed", f"{path}: cannot be read: {error.strerror}", "see to its permissions")
+        return
+    if table is None:
+        text = "not measured here by length of context"
+        yield Finding("ok", "speed", text, f"skerry models fit --model {config.model.name}")
+        return
+    context = min(config.model.context, shape.context)
+    fast, slow = table.tok_s(1), table.tok_s(context)
+    yield Finding("ok", "speed", f"measured {fast:.1f} tok/s, and {slow:.1f} after {context} tokens of context")
+    step, deadline = 1000 * table.seconds(context), config.cloud.deadline_ms
+    if config.cloud.url and deadline < step:
+        text = f"cloud.deadline_ms = {deadline}, but with a full context one token of the SLM takes {step:.0f} ms"
+        remedy = f"set cloud.deadline_ms above {step:.0f}: a reply that comes within a step costs no time"
+        yield Finding("warn", "deadline", text, remedy)
 
 
 def check_writing(path: Path, model: Model) -> tuple[str | None, Finding]:

@@ -20,10 +20,13 @@ from agent.doctor import examine, machine, model
 from agent.doctor.api import check_api
 from agent.doctor.cloud import check_cloud
 from agent.doctor.finding import Finding
-from agent.doctor.footprint import Shape, footprint, read_shape
 from agent.doctor.training import check_training
+from models import latency
+from models.boards import processor
 from models.catalog import Catalog
 from models.fingerprint import fingerprint
+from models.footprint import Shape, footprint, read_shape
+from models.latency import DecodePoint, DecodeTable
 from models.store import Places
 from protocol.resolve import Hello, encode
 from tests.agent.adapt.adapters import small_file
@@ -127,7 +130,7 @@ def test_disk_and_clock(tmp_path: Path) -> None:
 
 def test_the_footprint_is_file_context_and_process(smollm2: Path) -> None:
     shape = read_shape(smollm2)
-    assert shape == Shape(98_362_432, 8192, 30 * 3 * (64 + 64))
+    assert shape == Shape(98_362_432, 8192, 30 * 3 * (64 + 64), 134_479_872)
     assert footprint(shape, Model(context=4096, kv="f16")) == 98_362_432 + (4096 + 256) * 11_520 * 2 + 150_000_000
     assert footprint(shape, Model(context=1 << 20)) == footprint(shape, Model(context=8192))
     assert footprint(shape, Model(repack=True)) - footprint(shape, Model()) == shape.file
@@ -158,7 +161,7 @@ def test_training_is_possible_where_torch_memory_and_model_allow_it(
 
 
 def test_what_does_not_fit_is_told_with_a_context_that_does() -> None:
-    shape = Shape(file=GB, context=32_768, cell=14_336)
+    shape = Shape(file=GB, context=32_768, cell=14_336, weights=10**9)
     assert model.check_memory(shape, Model(context=32_768), 2 * GB).level == "ok"
     tight = model.check_memory(shape, Model(context=32_768), int(1.3 * GB))
     assert tight.level == "error"
@@ -177,7 +180,7 @@ def test_a_machine_without_room_for_any_model_is_told() -> None:
 
 
 def test_settings_that_make_no_sense_together() -> None:
-    shape = Shape(1, 8192, 1)
+    shape = Shape(1, 8192, 1, 1)
     config = AgentConfig(model=Model(context=16_384, threads=8), api=Api(max_tokens=8192))
     findings = list(model.check_settings(shape, config, cores=4))
     assert levels(findings) == [("warn", "context"), ("error", "context"), ("warn", "threads")]
@@ -221,6 +224,26 @@ def test_a_model_that_does_not_fit_is_not_loaded(smollm2: Path, tmp_path: Path) 
     findings = list(examine.examine_agent(config, Places(tmp_path, tmp_path / "none"), small, time.time()))
     assert ("error", "memory") in levels(findings)
     assert "engine" not in [subject for _, subject in levels(findings)]
+
+
+def test_what_was_measured_by_length_of_context_is_told(smollm2: Path, tmp_path: Path) -> None:
+    """And a cloud that gets less time than one token of the SLM takes is a warning."""
+    shape = read_shape(smollm2)
+    config = AgentConfig(model=Model(context=1000), device=Device(folder=str(tmp_path)))
+    (unknown,) = model.check_speed(smollm2, shape, config, cores=2)
+    assert (unknown.level, unknown.remedy) == ("ok", "skerry models fit --model smollm2-135m")
+    points = (DecodePoint(100, 20.0, 50.0), DecodePoint(1000, 10.0, 50.0))
+    latency.save(tmp_path, DecodeTable(fingerprint(smollm2), "gguf", processor(), 2, points, 0.0))
+    (known,) = model.check_speed(smollm2, shape, config, cores=2)
+    assert known.text == "measured 20.0 tok/s, and 10.0 after 1000 tokens of context"
+    asking = msgspec.structs.replace(config, cloud=Cloud(url="http://cloud:1", deadline_ms=99))
+    found = list(model.check_speed(smollm2, shape, asking, cores=2))
+    assert levels(found) == [("ok", "speed"), ("warn", "deadline")]
+    assert "above 100" in found[1].remedy
+    enough = msgspec.structs.replace(config, cloud=Cloud(url="http://cloud:1", deadline_ms=100))
+    assert levels(list(model.check_speed(smollm2, shape, enough, cores=2))) == [("ok", "speed")]
+    other = msgspec.structs.replace(config, model=Model(threads=1))
+    assert "not measured" in next(model.check_speed(smollm2, shape, other, cores=2)).text
 
 
 def test_misspelt_variables_are_found() -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
 from agent.adapt.hardware import (
-    BOARDS,
     RANKS,
     LatencyTable,
     Point,
@@ -26,6 +25,7 @@ from agent.adapt.hardware import (
     trained_values,
 )
 from agent.adapt.recipe import Recipe
+from models.boards import BOARDS
 from protocol.errors import BadModelFile, TrainingError
 from tests.models.tiny import LAYERS, VOCAB, WIDTH, Tiny
 

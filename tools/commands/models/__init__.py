@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from tools.commands.models.fit import fit_models
+from tools.commands.models.inspect import inspect_model
 from tools.commands.models.stored import add, list_models, path, pull_models, rm, verify
 
 
@@ -15,5 +17,5 @@ def models() -> None:
     """
 
 
-for _command in (list_models, pull_models, verify, path, add, rm):
+for _command in (list_models, pull_models, verify, path, add, rm, inspect_model, fit_models):
     models.add_command(_command)
