@@ -18,6 +18,7 @@
         ├── UnknownModel       no such id in the catalog
         ├── BadModelFile       the file is missing, truncated or not what its name says
         ├── BadAdapter         an adapter's file is damaged, or made for another model
+        ├── WorkshopError      a model could not be exported or quantised
         └── PullError          the model could not be fetched
             ├── SourceUnreachable   a source does not answer
             ├── HashMismatch   what came is not what the catalog names
@@ -116,6 +117,10 @@ class BadModelFile(ModelError):
 
 
 class BadAdapter(ModelError):
+    pass
+
+
+class WorkshopError(ModelError):
     pass
 
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -30,6 +32,8 @@ from models.adapter import Adapter
 from protocol.errors import BadAdapter, ContextFull, Overloaded
 
 Floats = NDArray[np.float32]
+
+_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of it
 
 Mix: TypeAlias = tuple[tuple[str, float], ...]
 """Adapters that change the model for one request: (id, scale), sorted by id; () is the bare model."""
@@ -65,11 +69,40 @@ class Tokenizer(ABC):
     end_id: int  # the token that this side writes to end an answer, -1 if it has none
     template: str | None  # the chat template (jinja) of the model file
 
-    @abstractmethod
     def encode(self, text: str | bytes, *, start: bool = False, special: bool = False) -> list[int]:
         """Token ids of `text`. `start` adds the model's begin token where it wants one; `special` reads control
         tokens such as `<|im_start|>` written in the text (chat templates). Bytes that are no UTF-8 keep their value;
         what no token stands for is left out."""
+        if isinstance(text, str):
+            return self._encode(text, start, special)
+        # Bytes that are no UTF-8, such as half a character, would become U+FFFD in the libraries.
+        parts = _NOT_UTF8.split(text.decode("utf-8", "surrogateescape"))
+        tokens = self._encode(parts[0], start, special)
+        for broken, whole in zip(parts[1::2], parts[2::2], strict=True):
+            tokens += self._spell(broken.encode("utf-8", "surrogateescape"))
+            tokens += self._encode(whole, False, special)
+        return tokens
+
+    @abstractmethod
+    def _encode(self, text: str, start: bool, special: bool) -> list[int]:
+        """As `encode`, of text that is UTF-8 throughout."""
+
+    def _spell(self, raw: bytes) -> list[int]:
+        """The fewest tokens from the left; a byte that no token stands for is left out."""
+        tokens: list[int] = []
+        at = 0
+        while at < len(raw):
+            length = next((n for n in (4, 3, 2) if raw[at : at + n] in self._by_bytes), 1)
+            token = self._by_bytes.get(raw[at : at + length])
+            tokens += [] if token is None else [token]
+            at += length
+        return tokens
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, int]:
+        """The tokens of up to four bytes, a character's most."""
+        pieces = ((self.piece(token), token) for token in reversed(range(self.vocab)))
+        return {piece: token for piece, token in pieces if 0 < len(piece) <= 4}
 
     @abstractmethod
     def piece(self, token: int) -> bytes:

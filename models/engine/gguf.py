@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import re
 import struct
 import time
 from collections.abc import Sequence as Seq
@@ -24,12 +23,12 @@ from models.adapter import Adapter, check_fits, shapes_of
 from models.engine.base import WINDOW, Engine, Floats, Mix, ModelInfo, Sequence, Step, Tokenizer
 from models.engine.threads import ThreadGovernor, physical_cores
 from models.fingerprint import fingerprint
+from models.gguf_header import check_tensors
 from protocol.errors import BadAdapter, BadModelFile
 
 log = logging.getLogger(__name__)
 
 _KV_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0}
-_NOT_UTF8 = re.compile("([\udc80-\udcff]+)")  # what surrogateescape makes of it
 _PROMPT = 8  # tokens from which a pass is long enough to ask which cores are free
 _BATCH = 256  # tokens per prefill pass: larger is hardly faster on a CPU and takes more memory
 
@@ -53,39 +52,12 @@ class GgufTokenizer(Tokenizer):
         params.vocab_only = True
         return cls(_load(path, params))
 
-    def encode(self, text: str | bytes, *, start: bool = False, special: bool = False) -> list[int]:
-        if isinstance(text, str):
-            return self._encode(text.encode(), start, special)
-        # Bytes that are no UTF-8, such as half a character, would become U+FFFD in llama.cpp.
-        parts = _NOT_UTF8.split(text.decode("utf-8", "surrogateescape"))
-        tokens = self._encode(parts[0].encode(), start, special)
-        for broken, whole in zip(parts[1::2], parts[2::2], strict=True):
-            tokens += self._spell(broken.encode("utf-8", "surrogateescape"))
-            tokens += self._encode(whole.encode(), False, special)
-        return tokens
-
-    def _encode(self, raw: bytes, start: bool, special: bool) -> list[int]:
+    def _encode(self, text: str, start: bool, special: bool) -> list[int]:
+        raw = text.encode()
         room = len(raw) + 8
         buffer = (llama.llama_token * room)()
         count = llama.llama_tokenize(self._vocab, raw, len(raw), buffer, room, start, special)
         return list(buffer[:count])  # never negative: a token stands for at least one byte
-
-    def _spell(self, raw: bytes) -> list[int]:
-        """The fewest tokens from the left; a byte that no token stands for is left out."""
-        tokens: list[int] = []
-        at = 0
-        while at < len(raw):
-            length = next((n for n in (4, 3, 2) if raw[at : at + n] in self._by_bytes), 1)
-            token = self._by_bytes.get(raw[at : at + length])
-            tokens += [] if token is None else [token]
-            at += length
-        return tokens
-
-    @cached_property
-    def _by_bytes(self) -> dict[bytes, int]:
-        """The tokens of up to four bytes, a character's most."""
-        pieces = ((self._piece(token), token) for token in reversed(range(self.vocab)))
-        return {piece: token for piece, token in pieces if 0 < len(piece) <= 4}
 
     def piece(self, token: int) -> bytes:  # replaced by its cached self in __init__
         return self._piece(token)
@@ -323,6 +295,7 @@ def _load(path: Path, params: Any) -> Any:
         raise BadModelFile(f"{path}: cannot be read: {error.strerror}; `skerry models pull` fetches a model") from None
     if magic != b"GGUF":
         raise BadModelFile(f"{path}: not a GGUF file; `skerry models verify` checks what was pulled")
+    check_tensors(path)
     llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(path).encode(), params)

@@ -5,9 +5,13 @@ An engine's library is loaded only when a model of its kind is opened: a device 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from models.engine.base import Engine, Tokenizer
 from protocol.errors import BadModelFile
 
 Kind = Literal["gguf", "onnx"]
@@ -28,3 +32,61 @@ def kind_of(path: Path) -> Kind:
         return "gguf"
     hint = "; name the folder that it is in" if path.suffix == ".onnx" else ""
     raise BadModelFile(f"{path}: not a GGUF file, nor a folder with an ONNX model{hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """`context` cells are shared by up to `sequences` requests; `threads` 0: every physical core; `hidden`: steps also
+    give the last hidden state. `kv` and `repack` are llama.cpp's, `providers` onnxruntime's."""
+
+    name: str | None = None
+    context: int = 4096
+    sequences: int = 4
+    threads: int = 0
+    hidden: bool = True
+    kv: str = "q8_0"
+    repack: bool = False
+    providers: tuple[str, ...] = ()
+
+
+def open_engine(path: Path, options: EngineOptions) -> Engine:
+    """Raises BadModelFile, UnsafePath, ConfigError."""
+    common: dict[str, Any] = {
+        "name": options.name,
+        "context": options.context,
+        "sequences": options.sequences,
+        "threads": options.threads,
+        "hidden": options.hidden,
+    }
+    if kind_of(path) == "gguf":
+        from models.engine.gguf import GgufEngine
+
+        return GgufEngine(path, **common, kv=options.kv, repack=options.repack)
+    with _onnx_installed():
+        from models.engine.onnx import OnnxEngine
+    return OnnxEngine(path, **common, providers=options.providers)
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """A model's tokenizer, without its weights. Raises BadModelFile, UnsafePath."""
+    if kind_of(path) == "gguf":
+        from models.engine.gguf import GgufTokenizer
+
+        return GgufTokenizer.open(path)
+    with _onnx_installed():
+        from models.engine.hf_tokenizer import HfTokenizer
+    from models.model_folder import check_folder, check_tokenizer
+
+    vocab = check_folder(path).vocab
+    check_tokenizer(path, vocab)
+    return HfTokenizer(path, vocab)
+
+
+@contextmanager
+def _onnx_installed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BadModelFile(
+            f"a model in ONNX needs {error.name}, which is not installed: pip install 'skerry[onnx]' (docs/install.md)"
+        ) from None

@@ -1,0 +1,249 @@
+"""A GGUF file or a Hugging Face folder becomes an ONNX model that Skerry runs, checked against PyTorch.
+
+    GGUF -> Hugging Face folder -> ONNX -> the GGUF file's tokenizer -> logits as PyTorch's? -> manifest -> rename
+
+Two exporters, both well kept elsewhere: onnxruntime-genai's builder writes graphs with GroupQueryAttention, whose cache
+is not copied, for the architectures that it knows; Optimum exports what transformers knows. What goes wrong on the way
+leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from models.engine.base import Tokenizer
+from models.engine.open import kind_of
+from models.fingerprint import MANIFEST
+from models.gguf_header import read_contents, read_header
+from models.hf_config import read_config, read_json
+from models.workshop import manifest
+from models.workshop.child import Say, here, run
+from models.workshop.manifest import Manifest
+from protocol.errors import BadModelFile, ConfigError, DiskFull, WorkshopError
+
+Exporter = Literal["genai", "optimum"]
+
+AGREES = 1e-3
+"""Largest difference to PyTorch's logits, as a part of the largest of them."""
+
+_BUILDER = "onnxruntime_genai.models.builder"
+_BUILT = ["include_hidden_states=true", "prune_lm_head=true", "hf_remote=false", "hf_token=false"]
+_PACKAGES = ("onnxruntime-genai", "optimum-onnx", "onnx", "torch", "transformers", "tokenizers")
+_CHECKED = "The lighthouse keeper counted 12 boats, wrote “naïve café” into the log and said: for i in range(10): pass"
+_TOKENS = 32  # that are compared
+_DIGIT_BY_DIGIT = {"smollm", "starcoder", "refact", "codeshell"}  # GPT-2's splits, and every digit by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every step of the workshop is given. `free_space`: bytes that a folder's disk has left."""
+
+    env: Mapping[str, str]
+    say: Say = lambda line: None
+    free_space: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
+
+
+def export(source: Path, target: Path, exporter: Exporter, job: Job) -> Manifest:
+    """Writes the folder `target`, in float32. Raises BadModelFile, WorkshopError, DiskFull, ConfigError."""
+    from_gguf = not source.is_dir()
+    size = _float_bytes(source) if from_gguf else _check_hf(source)
+    with making(target, (3 if from_gguf else 2) * size, job) as work:
+        folder = source
+        if from_gguf:
+            folder = work / "hf"
+            run("reading the GGUF file", "models.workshop.hf_from_gguf", [here(source), here(folder)],
+                env=job.env, say=job.say)  # fmt: skip
+        out = work / "out"
+        _build(folder, out, exporter, job)
+        if from_gguf:
+            _take_tokenizer(source, out)
+        checks = _compare(folder, out, work, job)
+        config = read_config(out)
+        made = Manifest(
+            action="export",
+            architecture=config.architecture,
+            quantisation="fp32",
+            licence=read_header(source).licence if from_gguf else licence_of(source),
+            context=config.context,
+            tokenizer=_tokenizer(out).fingerprint,
+            parameters={"exporter": exporter},
+            inputs=manifest.hashes(source),
+            outputs=manifest.hashes(out),
+            tools=manifest.versions((*manifest.TOOLS, *_PACKAGES)),
+            checks=checks,
+        )
+        manifest.write(out / MANIFEST, made)
+        out.replace(target)
+    return made
+
+
+@contextmanager
+def making(target: Path, needed: int, job: Job) -> Iterator[Path]:
+    """A folder to work in beside `target`, which goes afterwards. Raises ConfigError if there is something already,
+    DiskFull if `needed` bytes are not free."""
+    if target.exists():
+        raise ConfigError(f"{target} is there already: remove it, or name another place")
+    work = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = job.free_space(target.parent)
+        if free < needed:
+            raise DiskFull(f"this needs some {needed / 1e9:.1f} GB in {target.parent}, {free / 1e9:.1f} GB are free")
+        work.mkdir()
+    except OSError as error:
+        raise WorkshopError(f"{target.parent} cannot be written: {error.strerror}") from None
+    try:
+        yield work
+    except OSError as error:
+        raise WorkshopError(f"{target}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def licence_of(folder: Path) -> str:
+    """As the front matter of the folder's README.md has it (the hub's model card)."""
+    card = folder / "README.md"
+    if card.is_file():
+        with card.open(encoding="utf-8", errors="replace") as lines:
+            for _, line in zip(range(200), lines, strict=False):
+                if line.startswith("license:"):
+                    return line.partition(":")[2].strip() or "unknown"
+    return "unknown"
+
+
+def _float_bytes(source: Path) -> int:
+    """Of a GGUF file's weights in float32. Raises BadModelFile."""
+    if kind_of(source) != "gguf":
+        raise BadModelFile(f"{source}: an export begins with a GGUF file or a Hugging Face folder")
+    with source.open("rb") as file:
+        return 4 * sum(int(np.prod(tensor.shape)) for tensor in read_contents(file).tensors)
+
+
+def _check_hf(folder: Path) -> int:
+    """Bytes of its weights in float32. Raises BadModelFile unless transformers can load it without running its code."""
+    config = read_json(folder / "config.json")
+    if "auto_map" in config:
+        raise BadModelFile(f"{folder}: the model brings code of its own, which is not run")
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        raise BadModelFile(f"{folder}: no *.safetensors in it; pickled weights (*.bin) are never read: convert them")
+    read_json(folder / "tokenizer.json")
+    wide = {"float32": 1}.get(str(config.get("torch_dtype") or config.get("dtype")), 2)
+    return wide * sum(path.stat().st_size for path in weights)
+
+
+def _build(folder: Path, out: Path, exporter: Exporter, job: Job) -> None:
+    if exporter == "optimum":
+        run("exporting with Optimum", "models.workshop.optimum_export", [here(folder), here(out)],
+            env=job.env, say=job.say)  # fmt: skip
+        return
+    arguments = ["-i", here(folder), "-o", here(out), "-p", "fp32", "-e", "cpu", "--extra_options", *_BUILT]
+    try:
+        run("exporting with onnxruntime-genai", _BUILDER, arguments, env=job.env, say=job.say)
+    except WorkshopError as error:
+        raise WorkshopError(f"{error}\n`--exporter optimum` may know an architecture that this one does not") from None
+    for name in ("config.json", "generation_config.json"):  # the builder leaves them out
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+
+
+def _take_tokenizer(source: Path, out: Path) -> None:
+    """What begins and ends a text, and the chat template, as llama.cpp reads them from the GGUF file; and a check that
+    both tokenizers are one. Raises WorkshopError."""
+    from models.engine.gguf import GgufTokenizer
+
+    original = GgufTokenizer.open(source)
+    begins = original.encode("a", start=True)[:1] == original.encode(original.begin, special=True)[:1]
+    _write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": original.begin or None,
+            "eos_token": original.end or None,
+            "add_bos_token": bool(original.begin) and begins,
+            "chat_template": original.template,
+        },
+    )
+    (out / "chat_template.jinja").unlink(missing_ok=True)
+    _split_as(pre_tokenizer(source), out / "tokenizer.json")
+    _write_json(out / "generation_config.json", {"eos_token_id": sorted(original.eog)})
+    copy = _tokenizer(out)
+    if copy.fingerprint != original.fingerprint:
+        raise WorkshopError(f"{source}: its vocabulary changed on the way to tokenizer.json: this export is no good")
+    for text in (_CHECKED, "  1234567890\n\n\tdon't I'LL ", "日本語 Привет 😀 \x00"):
+        if copy.encode(text) != original.encode(text):
+            raise WorkshopError(f"{source}: tokenizer.json splits {text!r} in another way than llama.cpp does")
+
+
+def pre_tokenizer(source: Path) -> str:
+    """llama.cpp's name of how text is split before its tokens are looked up."""
+    with source.open("rb") as file:
+        return str(read_contents(file).values.get("tokenizer.ggml.pre", "default"))
+
+
+def _split_as(name: str, path: Path) -> None:
+    """transformers has one way to split for each architecture; llama.cpp's names are finer."""
+    if name in _DIGIT_BY_DIGIT:
+        written = read_json(path)
+        written["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            ],
+        }
+        _write_json(path, written)
+
+
+def _compare(folder: Path, out: Path, work: Path, job: Job) -> dict[str, float]:
+    """Runs the same tokens through PyTorch and the engine. Raises WorkshopError if they differ."""
+    from models.engine.onnx import OnnxEngine
+
+    tokens = _tokenizer(out).encode(_CHECKED)[:_TOKENS]
+    saved = work / "reference.npz"
+    run("computing the same with PyTorch", "models.workshop.reference",
+        [here(folder), here(saved), *map(str, tokens)], env=job.env, say=job.say)  # fmt: skip
+    engine = OnnxEngine(out, context=2 * _TOKENS, sequences=1)
+    place = engine.open(tokens, 0)
+    logits, hidden = [], []
+    for token in tokens:
+        (step,) = engine.forward([(place, [token])])
+        assert step.hidden is not None
+        logits.append(step.logits.copy())
+        hidden.append(step.hidden.copy())
+    place.close()
+    engine.close()
+    with np.load(saved) as expected:
+        checks = {
+            "logits_relative_error": _difference(np.array(logits), expected["logits"]),
+            "hidden_relative_error": _difference(np.array(hidden), expected["hidden"]),
+        }
+    job.say(f"against PyTorch: {', '.join(f'{name} {value:.1e}' for name, value in checks.items())}")
+    for name, value in checks.items():
+        if not value <= AGREES:
+            raise WorkshopError(f"the export computes something else than PyTorch: {name} {value:.2g}")
+    return checks
+
+
+def _difference(ours: Any, expected: Any) -> float:
+    width = min(ours.shape[1], expected.shape[1])  # one side may have its vocabulary filled up
+    return float(np.abs(ours[:, :width] - expected[:, :width]).max() / np.abs(expected).max())
+
+
+def _tokenizer(out: Path) -> Tokenizer:
+    from models.engine.open import open_tokenizer
+
+    return open_tokenizer(out)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""What a made model was made from, with what and how: `manifest.json` in its folder, `<file>.manifest.json` beside a
+GGUF file. Its catalog entry is made from it (`skerry models add --file`)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from models.fingerprint import MANIFEST, files_in, hash_file
+from protocol.errors import BadModelFile
+
+TOOLS = ("skerry", "llama-cpp-python", "onnxruntime")  # that every step may have used
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`context` in tokens; `inputs` and `outputs`: SHA-256 by file name; `tools`: versions by package; `tokenizer`: its
+    fingerprint; `checks`: what was measured of the result; `parent`: of what it was made from, if that had one."""
+
+    action: str
+    architecture: str
+    quantisation: str
+    licence: str
+    context: int | None
+    tokenizer: str
+    parameters: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    tools: dict[str, str]
+    checks: dict[str, float] = {}
+    parent: Any = None
+
+
+def write(path: Path, manifest: Manifest) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def read(folder_or_file: Path) -> Manifest | None:
+    """Of a model; None if it came without. Raises BadModelFile if it is damaged."""
+    path = path_of(folder_or_file)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadModelFile(f"{path}: not a manifest: {error}; remove it") from None
+
+
+def path_of(folder_or_file: Path) -> Path:
+    if folder_or_file.is_dir():
+        return folder_or_file / MANIFEST
+    return folder_or_file.with_name(f"{folder_or_file.name}.{MANIFEST}")
+
+
+def hashes(folder_or_file: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of each file of a folder that belongs to the model."""
+    if not folder_or_file.is_dir():
+        return {folder_or_file.name: hash_file(folder_or_file)}
+    return {inside: hash_file(folder_or_file / inside) for inside in files_in(folder_or_file)}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
