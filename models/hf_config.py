@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise BadModelFile(f"{path}: larger than the {_LONGEST >> 20} MB that such a file may have")
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise BadModelFile(f"{path}: cannot be read: {error.strerror}; `skerry models export` writes it") from None
+        raise BadModelFile(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise BadModelFile(f"{path}: not JSON") from None
     if not isinstance(content, dict):

@@ -197,6 +197,11 @@ class Engine(ABC):
     def threads(self) -> int:
         """Threads that the next step will use."""
 
+    @property
+    def provider(self) -> str:
+        """What the library runs the model on, where it has names for that; else ""."""
+        return ""
+
     @abstractmethod
     def forward(self, feeds: Seq[tuple[Sequence, Seq[int]]]) -> list[Step]:
         """Feeds each sequence its tokens (at least one) in as few passes as possible, each mix in passes of its own.

@@ -89,6 +89,9 @@ class GgufTokenizer(Tokenizer):
 
     @cached_property
     def fingerprint(self) -> str:
+        """Raises BadModelFile if the file has no vocabulary."""
+        if llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_NONE:
+            raise BadModelFile("the model has no vocabulary: take another file of it")
         digest = hashlib.sha256()
         for token in range(self.vocab):
             piece = self._piece(token, special=True)

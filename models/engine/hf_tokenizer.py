@@ -1,7 +1,8 @@
 """The tokenizer of a model folder: `tokenizer.json` through the library that it is made for (Hugging Face tokenizers).
 
-Two things are as llama.cpp has them, so that one vocabulary means the same in both engines: text keeps its bytes (no
-Unicode normalisation), and tokens beyond the written vocabulary, which fill up the logits, have no text.
+Three things are as llama.cpp has them, so that one vocabulary means the same in both engines: text keeps its bytes (no
+Unicode normalisation), a byte without a token is left out, and tokens beyond the written vocabulary, which fill up the
+logits, have no text.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from models.hf_config import FolderConfig, read_config, read_json
 from protocol.errors import BadModelFile
 
 _NORMAL_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}
-_ENDS = {
+ENDS = {
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
@@ -60,7 +61,7 @@ class HfTokenizer(Tokenizer):
         if self.end_id < 0 and config.ends:
             self.end_id = config.ends[0]
         special = {id for id, one in self._added.items() if one.get("special")}
-        known = {id for id in special if self._added[id]["content"] in _ENDS}
+        known = {id for id in special if self._added[id]["content"] in ENDS}
         self.eog = frozenset(id for id in known.union(config.ends, [self.end_id]) if 0 <= id < vocab)
         self._controls = special | self.eog
         self._starts = self._wants_begin(config)
@@ -109,6 +110,7 @@ class HfTokenizer(Tokenizer):
 def _load(path: Path, written: dict[str, Any]) -> tokenizers.Tokenizer:
     bare = written | {
         "normalizer": _without_normal_forms(written.get("normalizer")),
+        "model": written["model"] | {"unk_token": None},  # what no token stands for is left out
         "truncation": None,
         "padding": None,
     }

@@ -189,13 +189,18 @@ def _open_session(path: Path, threads: int, decoder: Decoder, wanted: Seq[str]) 
 
 
 def _session(path: Path, threads: int, providers: Seq[str]) -> Any:
+    names = [PROVIDERS[name] for name in providers]
+    try:
+        return onnxruntime.InferenceSession(path, session_options(threads), providers=names)
+    except Exception as error:  # it has a class of its own for each of its states
+        raise BadModelFile(f"{path}: onnxruntime cannot load it: {str(error).strip().splitlines()[0][:300]}") from None
+
+
+def session_options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors come as exceptions
     # Waiting threads that spin hold up whatever else the device runs, and win an eighth of speed where nothing does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[name] for name in providers])
-    except Exception as error:  # it has a class of its own for each of its states
-        raise BadModelFile(f"{path}: onnxruntime cannot load it: {str(error).strip().splitlines()[0][:300]}") from None
+    return options

@@ -59,10 +59,10 @@ def open_engine(path: Path, options: EngineOptions) -> Engine:
         "hidden": options.hidden,
     }
     if kind_of(path) == "gguf":
-        from models.engine.gguf import GgufEngine
-
+        with _installed("gguf"):
+            from models.engine.gguf import GgufEngine
         return GgufEngine(path, **common, kv=options.kv, repack=options.repack)
-    with _onnx_installed():
+    with _installed("onnx"):
         from models.engine.onnx import OnnxEngine
     return OnnxEngine(path, **common, providers=options.providers)
 
@@ -70,10 +70,10 @@ def open_engine(path: Path, options: EngineOptions) -> Engine:
 def open_tokenizer(path: Path) -> Tokenizer:
     """A model's tokenizer, without its weights. Raises BadModelFile, UnsafePath."""
     if kind_of(path) == "gguf":
-        from models.engine.gguf import GgufTokenizer
-
+        with _installed("gguf"):
+            from models.engine.gguf import GgufTokenizer
         return GgufTokenizer.open(path)
-    with _onnx_installed():
+    with _installed("onnx"):
         from models.engine.hf_tokenizer import HfTokenizer
     from models.model_folder import check_folder, check_tokenizer
 
@@ -83,10 +83,13 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 
 @contextmanager
-def _onnx_installed() -> Iterator[None]:
+def _installed(kind: Kind) -> Iterator[None]:
+    """Turns a missing library into BadModelFile."""
     try:
         yield
     except ModuleNotFoundError as error:
+        package, extra = str(error.name).partition(".")[0], "[onnx]" if kind == "onnx" else ""
         raise BadModelFile(
-            f"a model in ONNX needs {error.name}, which is not installed: pip install 'skerry[onnx]' (docs/install.md)"
+            f"a model in {kind.upper()} needs {package}, which is not installed: pip install 'skerry{extra}' "
+            "(docs/install.md)"
         ) from None

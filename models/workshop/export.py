@@ -37,10 +37,17 @@ AGREES = 1e-3
 
 _BUILDER = "onnxruntime_genai.models.builder"
 _BUILT = ["include_hidden_states=true", "prune_lm_head=true", "hf_remote=false", "hf_token=false"]
+_BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _PACKAGES = ("onnxruntime-genai", "optimum-onnx", "onnx", "torch", "transformers", "tokenizers")
 _CHECKED = "The lighthouse keeper counted 12 boats, wrote “naïve café” into the log and said: for i in range(10): pass"
 _TOKENS = 32  # that are compared
-_DIGIT_BY_DIGIT = {"smollm", "starcoder", "refact", "codeshell"}  # GPT-2's splits, and every digit by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,9 @@ def making(target: Path, needed: int, job: Job) -> Iterator[Path]:
     if target.exists():
         raise ConfigError(f"{target} is there already: remove it, or name another place")
     work = target.with_name(f".{target.name}.{os.getpid()}")
+    for left in target.parent.glob(f".{target.name}.*"):
+        if left.suffix[1:].isdigit() and not Path(f"/proc/{left.suffix[1:]}").exists():
+            shutil.rmtree(left, ignore_errors=True)  # of a command that was killed
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = job.free_space(target.parent)
@@ -145,13 +155,14 @@ def _build(folder: Path, out: Path, exporter: Exporter, job: Job) -> None:
     if exporter == "optimum":
         run("exporting with Optimum", "models.workshop.optimum_export", [here(folder), here(out)],
             env=job.env, say=job.say)  # fmt: skip
-        return
-    arguments = ["-i", here(folder), "-o", here(out), "-p", "fp32", "-e", "cpu", "--extra_options", *_BUILT]
-    try:
-        run("exporting with onnxruntime-genai", _BUILDER, arguments, env=job.env, say=job.say)
-    except WorkshopError as error:
-        raise WorkshopError(f"{error}\n`--exporter optimum` may know an architecture that this one does not") from None
-    for name in ("config.json", "generation_config.json"):  # the builder leaves them out
+    else:
+        arguments = ["-i", here(folder), "-o", here(out), "-p", "fp32", "-e", "cpu", "--extra_options", *_BUILT]
+        try:
+            run("exporting with onnxruntime-genai", _BUILDER, arguments, env=job.env, say=job.say)
+        except WorkshopError as error:
+            hint = "`--exporter optimum` may know an architecture that this one does not"
+            raise WorkshopError(f"{error}\n{hint}") from None
+    for name in _BESIDE:  # exporters leave some out, and write others anew
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
 
@@ -174,7 +185,6 @@ def _take_tokenizer(source: Path, out: Path) -> None:
         },
     )
     (out / "chat_template.jinja").unlink(missing_ok=True)
-    _split_as(pre_tokenizer(source), out / "tokenizer.json")
     _write_json(out / "generation_config.json", {"eos_token_id": sorted(original.eog)})
     copy = _tokenizer(out)
     if copy.fingerprint != original.fingerprint:
@@ -182,26 +192,6 @@ def _take_tokenizer(source: Path, out: Path) -> None:
     for text in (_CHECKED, "  1234567890\n\n\tdon't I'LL ", "日本語 Привет 😀 \x00"):
         if copy.encode(text) != original.encode(text):
             raise WorkshopError(f"{source}: tokenizer.json splits {text!r} in another way than llama.cpp does")
-
-
-def pre_tokenizer(source: Path) -> str:
-    """llama.cpp's name of how text is split before its tokens are looked up."""
-    with source.open("rb") as file:
-        return str(read_contents(file).values.get("tokenizer.ggml.pre", "default"))
-
-
-def _split_as(name: str, path: Path) -> None:
-    """transformers has one way to split for each architecture; llama.cpp's names are finer."""
-    if name in _DIGIT_BY_DIGIT:
-        written = read_json(path)
-        written["pre_tokenizer"] = {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Digits", "individual_digits": True},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-            ],
-        }
-        _write_json(path, written)
 
 
 def _compare(folder: Path, out: Path, work: Path, job: Job) -> dict[str, float]:

@@ -23,11 +23,12 @@ def complete(model: onnx.ModelProto) -> None:
     graph = model.graph
     head = head_of(graph)
     outputs = {value.name: value for value in graph.output}
-    hidden, width = head.input[0], weight_of(graph, head).dims[0]
+    hidden = head.input[0]
     if HIDDEN not in outputs:
         _rename(graph, hidden, HIDDEN)
         hidden = HIDDEN
-        shape = ["batch_size", "sequence_length", width]
+        matrix, turn = _matrix(graph, head)
+        shape = ["batch_size", "sequence_length", matrix.dims[0 if turn is None else 1]]
         graph.output.append(helper.make_tensor_value_info(HIDDEN, onnx.TensorProto.FLOAT, shape))
     middle = outputs["logits"].type.tensor_type.shape.dim[1]
     if middle.dim_value != 1:
@@ -53,10 +54,28 @@ def head_of(graph: onnx.GraphProto) -> onnx.NodeProto:
 
 
 def weight_of(graph: onnx.GraphProto, node: onnx.NodeProto) -> onnx.TensorProto:
-    """The matrix of a product, (d_in, d_out). Raises BadModelFile if it is no constant."""
-    for tensor in graph.initializer:
-        if tensor.name == node.input[1]:
-            return tensor
+    """The matrix of a product, (d_in, d_out). One that is another one turned, as tied embeddings are, is stored first.
+
+    Raises BadModelFile if it is no constant.
+    """
+    tensor, turn = _matrix(graph, node)
+    if turn is None:
+        return tensor
+    values = np.ascontiguousarray(numpy_helper.to_array(tensor).T)
+    graph.initializer.append(numpy_helper.from_array(values, turn.output[0]))
+    graph.node.remove(turn)
+    return graph.initializer[-1]
+
+
+def _matrix(graph: onnx.GraphProto, node: onnx.NodeProto) -> tuple[onnx.TensorProto, onnx.NodeProto | None]:
+    """What is stored of a product's matrix, and the node that turns it, if one does. Raises BadModelFile."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    name = node.input[1]
+    if name in stored:
+        return stored[name], None
+    for turn in graph.node:
+        if turn.op_type == "Transpose" and turn.output[0] == name and turn.input[0] in stored:
+            return stored[turn.input[0]], turn
     raise BadModelFile(f"the matrix of {node.name} is computed, not stored: this export is not understood")
 
 

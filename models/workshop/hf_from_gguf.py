@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
+
+from models.gguf_header import check_tensors
+from models.workshop.tokenizer_json import write_tokenizer
 
 
 def main(source: Path, folder: Path) -> None:
+    import gguf
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    # transformers reads the whole header again for every question, which takes a minute with large vocabularies.
+    gguf.GGUFReader = cache(gguf.GGUFReader)
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     model.save_pretrained(folder, safe_serialization=True)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    write_tokenizer(check_tensors(source).values, folder / "tokenizer.json")
 
 
 if __name__ == "__main__":

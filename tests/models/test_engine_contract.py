@@ -1,10 +1,12 @@
-"""What every Engine must do (models/engine/base.py). A new backend is one more entry in BACKENDS."""
+"""What every Engine must do (models/engine/base.py). A new backend is one more entry in MODELS."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +17,15 @@ from numpy.typing import NDArray
 from models.chat import render
 from models.engine.base import Engine, Step, Tokenizer
 from models.engine.base import Sequence as Place
-from models.engine.gguf import GgufEngine, GgufTokenizer
+from models.engine.gguf import GgufTokenizer
+from models.engine.open import EngineOptions, open_tokenizer
+from models.engine.open import open_engine as engine_of
+from models.fingerprint import fingerprint
 from protocol.errors import BadModelFile, ContextFull, Overloaded
 from protocol.resolve import Message
 
-BACKENDS: dict[str, type[Engine]] = {"gguf": GgufEngine}
+# Fixtures with the same weights: for llama.cpp, and as both exporters write them for onnxruntime.
+MODELS = ["smollm2", "smollm2_onnx", "smollm2_optimum"]
 CONTEXT = 320  # a little more than one pass of prefill takes
 SEQUENCES = 3
 # Logits are about 20 large. Passes of other shapes may sum in another order; within one shape there is no difference.
@@ -28,14 +34,19 @@ TOLERANCE = 1e-2
 Open = Callable[..., Engine]
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def open_engine(request: pytest.FixtureRequest, smollm2: Path) -> Open:
-    """Opens an engine on the model, with the options that are given."""
-    backend = BACKENDS[request.param]
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
 
-    def build(path: Path = smollm2, **options: object) -> Engine:
-        settings = {"context": CONTEXT, "sequences": SEQUENCES, "threads": 1} | options
-        return backend(path, **settings)
+
+@pytest.fixture(scope="module")
+def open_engine(model: Path) -> Open:
+    """Opens an engine on the model, with the options that are given."""
+
+    def build(path: Path = model, **options: Any) -> Engine:
+        settings: dict[str, Any] = {"context": CONTEXT, "sequences": SEQUENCES, "threads": 1}
+        return engine_of(path, EngineOptions(**(settings | options)))
 
     return build
 
@@ -356,8 +367,8 @@ class TestPlaces:
 
 
 class TestFiles:
-    def test_info_is_the_files(self, engine: Engine) -> None:
-        assert engine.info.fingerprint == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    def test_info_is_the_files(self, engine: Engine, model: Path) -> None:
+        assert engine.info.fingerprint == fingerprint(model)
         assert (engine.info.vocab, engine.info.width, engine.info.context) == (49_152, 576, CONTEXT)
         assert engine.info.architecture == "llama"
 
@@ -367,27 +378,52 @@ class TestFiles:
         engine.close()
 
     @pytest.mark.parametrize("damage", ["absent", "folder", "empty", "text", "head", "tail"])
-    def test_a_bad_file_is_said_to_be_one(self, open_engine: Open, smollm2: Path, tmp_path: Path, damage: str) -> None:
-        path = tmp_path / "model.gguf"
+    def test_a_bad_file_is_said_to_be_one(self, open_engine: Open, model: Path, tmp_path: Path, damage: str) -> None:
+        path = tmp_path / "model"
+        if model.is_dir():
+            shutil.copytree(model, path, ignore=shutil.ignore_patterns("*.data"))
+        weights = path / "model.onnx" if model.is_dir() else path
+        original = model / "model.onnx" if model.is_dir() else model
+        weights.unlink(missing_ok=True)
         match damage:
             case "folder":
-                path.mkdir()
+                weights.mkdir()
             case "empty":
-                path.touch()
+                weights.touch()
             case "text":
-                path.write_text("<html>404 not found</html>")
+                weights.write_text("<html>404 not found</html>")
             case "head":
-                with smollm2.open("rb") as file:
-                    path.write_bytes(file.read(100_000))
+                with original.open("rb") as file:
+                    weights.write_bytes(file.read(100_000))
             case "tail":
-                shutil.copyfile(smollm2, path)
-                with path.open("r+b") as file:
-                    file.truncate(smollm2.stat().st_size - 100_000)
-        with pytest.raises(BadModelFile, match=r"model\.gguf"):
+                shutil.copyfile(original, weights)
+                with weights.open("r+b") as file:
+                    file.truncate(original.stat().st_size - 100_000)
+        with pytest.raises(BadModelFile, match=str(path)):
             open_engine(path)
 
 
-def test_tokenizer_of_the_file_alone(engine: Engine, smollm2: Path) -> None:
-    alone: Tokenizer = GgufTokenizer.open(smollm2)
+def test_tokenizer_of_the_file_alone(engine: Engine, model: Path) -> None:
+    alone: Tokenizer = open_tokenizer(model)
     assert alone.fingerprint == engine.tokenizer.fingerprint
     assert alone.encode(FRANCE) == engine.tokenizer.encode(FRANCE)
+
+
+def test_the_same_vocabulary_in_every_format(engine: Engine, smollm2: Path) -> None:
+    """What lets a device with one format use logits and memory entries of one with another."""
+    original, tokenizer = GgufTokenizer.open(smollm2), engine.tokenizer
+    assert tokenizer.fingerprint == original.fingerprint
+    assert (tokenizer.eog, tokenizer.end_id, tokenizer.controls) == (original.eog, original.end_id, original.controls)
+    assert (tokenizer.begin, tokenizer.end, tokenizer.template) == (original.begin, original.end, original.template)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=80))
+def test_texts_have_the_same_tokens_in_every_format(engine: Engine, smollm2: Path, text: str) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    assert engine.tokenizer.encode(text) == _original(smollm2).encode(text)
+
+
+@lru_cache
+def _original(path: Path) -> Tokenizer:
+    return GgufTokenizer.open(path)

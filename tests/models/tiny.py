@@ -53,7 +53,8 @@ class Tiny:
                 for name in ("attn_q", "attn_k", "attn_v")
             }
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path, tokens: Sequence[str] = ()) -> Path:
+        """With a tokenizer of these tokens, as GPT-2 writes bytes, or without one."""
         writer = gguf.GGUFWriter(path, self.architecture)
         writer.add_block_count(LAYERS)
         writer.add_context_length(512)
@@ -65,7 +66,10 @@ class Tiny:
         writer.add_rope_dimension_count(_HEAD)
         writer.add_layer_norm_rms_eps(_EPSILON)
         writer.add_vocab_size(VOCAB)
-        writer.add_tokenizer_model("no_vocab")
+        writer.add_tokenizer_model("gpt2" if tokens else "no_vocab")
+        if tokens:
+            writer.add_token_list(tokens)
+            writer.add_token_merges([f"{tokens[0]} {tokens[1]}"])
         for name, weight in self.weights.items():
             heads = TURNED.get(name.split(".")[-1]) if self.architecture == "llama" else None
             writer.add_tensor(f"{name}.weight", permute_rows(weight, heads) if heads else weight)

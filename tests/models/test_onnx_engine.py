@@ -1,0 +1,116 @@
+"""What is particular to the engine for ONNX; what every engine does is in test_engine_contract.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from models.engine.onnx import OnnxEngine
+from models.rss import rss
+from protocol.errors import BadModelFile, ConfigError
+
+TEXT = "The harbour master writes down every boat that leaves before the tide turns. "
+
+
+def changed(model: Path, folder: Path, change: Callable[[onnx.GraphProto], None]) -> Path:
+    """The same model with another graph over the same tensors."""
+    folder.mkdir()
+    for file in model.iterdir():
+        if file.name != "model.onnx":
+            try:
+                os.link(file, folder / file.name)
+            except OSError:  # the cache may lie on another file system
+                shutil.copyfile(file, folder / file.name)
+    graph = onnx.load(model / "model.onnx", load_external_data=False)
+    change(graph.graph)
+    onnx.save(graph, folder / "model.onnx")
+    return folder
+
+
+def logits_for_all(graph: onnx.GraphProto) -> None:
+    """As Optimum exports by itself."""
+    (last,) = [node for node in graph.node if node.name == "skerry/last_token"]
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == last.output[0]:
+                node.input[index] = last.input[0]
+    graph.node.remove(last)
+    (logits,) = [value for value in graph.output if value.name == "logits"]
+    logits.type.tensor_type.shape.dim[1].dim_param = "sequence_length"
+
+
+def no_hidden(graph: onnx.GraphProto) -> None:
+    graph.output.remove(next(value for value in graph.output if value.name == "hidden_states"))
+
+
+def read(engine: OnnxEngine, tokens: Sequence[int], size: int) -> np.ndarray:
+    """The logits after `tokens`, fed `size` at a time."""
+    place = engine.open(tokens, 0)
+    place.rewind(0)
+    for at in range(0, len(tokens), size):
+        (step,) = engine.forward([(place, tokens[at : at + size])])
+    place.close()
+    return step.logits.copy()
+
+
+def test_a_graph_with_logits_for_every_token_gives_the_same(smollm2_optimum: Path, tmp_path: Path) -> None:
+    path = changed(smollm2_optimum, tmp_path / "all", logits_for_all)
+    whole, usual = (OnnxEngine(model, context=512, sequences=1, threads=1) for model in (path, smollm2_optimum))
+    tokens = usual.tokenizer.encode(TEXT * 25)[:400]
+    assert len(tokens) == 400
+    for size in (400, 1):
+        some = tokens if size > 1 else tokens[:30]
+        np.testing.assert_allclose(read(whole, some, size), read(usual, some, size), atol=1e-3)
+    whole.close()
+    usual.close()
+
+
+def test_a_graph_without_hidden_states_serves_a_device_without_memory(smollm2_onnx: Path, tmp_path: Path) -> None:
+    path = changed(smollm2_onnx, tmp_path / "bare", no_hidden)
+    with pytest.raises(BadModelFile, match=r"hidden states.*skerry models export.*memory\.enabled"):
+        OnnxEngine(path)
+    engine, usual = (OnnxEngine(one, context=64, sequences=1, threads=1, hidden=False) for one in (path, smollm2_onnx))
+    tokens = usual.tokenizer.encode(TEXT)
+    np.testing.assert_allclose(read(engine, tokens, 64), read(usual, tokens, 64), atol=1e-3)
+    engine.close()
+    usual.close()
+
+
+def test_the_memory_of_a_forgotten_request_goes_back_to_the_system(smollm2_onnx: Path) -> None:
+    engine = OnnxEngine(smollm2_onnx, context=2048, sequences=1, threads=1)
+    tokens = engine.tokenizer.encode(TEXT * 100)[:1200]
+    place = engine.open(tokens, 0)
+    engine.forward([(place, tokens)])
+    full = rss(os.getpid())
+    place.rewind(0)
+    cells = len(tokens) * 30 * 2 * 3 * 64 * 4  # layers, keys and values, heads, their size, bytes
+    assert rss(os.getpid()) < full - 0.9 * cells
+    engine.close()
+
+
+def test_a_provider_that_is_not_there_is_passed_over(smollm2_onnx: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        engine = OnnxEngine(smollm2_onnx, context=64, sequences=1, threads=1, providers=("cuda",))
+    assert engine.provider == "cpu"
+    assert "has no cuda" in caplog.text
+    engine.close()
+
+
+def test_a_provider_that_nobody_knows_is_a_mistake(smollm2_onnx: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.providers.*gpu.*tensorrt, cuda, cpu"):
+        OnnxEngine(smollm2_onnx, providers=("gpu",))
+
+
+def test_a_graph_that_onnxruntime_refuses_is_a_bad_file(smollm2_onnx: Path, tmp_path: Path) -> None:
+    def break_it(graph: onnx.GraphProto) -> None:
+        next(node for node in graph.node if node.op_type == "MatMul").op_type = "NoSuchOperator"
+
+    with pytest.raises(BadModelFile, match=r"onnxruntime cannot load it.*NoSuchOperator"):
+        OnnxEngine(changed(smollm2_onnx, tmp_path / "odd", break_it))
