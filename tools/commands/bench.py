@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import platformdirs
 
 from models.store import Places
 from tools.fetch import model_file
@@ -124,6 +125,43 @@ def adapt(model: str, lessons: int, adapters: int, rounds: int, as_json: bool) -
     from tools.bench import adapt as arms
 
     result = arms.measure(_model(model), lessons=lessons, adapters=adapters, rounds=rounds, progress=_progress(as_json))
+    _print(result, as_json)
+
+
+@bench.command(epilog="Example: skerry bench engines --json")
+@click.option("--model", default="smollm2-135m", show_default=True, help="catalog id or path of a GGUF file")
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lambda: platformdirs.user_cache_path("skerry") / "eval",
+    show_default="your cache folder",
+    help="where the text and the files that are made are kept",
+)
+@click.option("--tokens", type=click.IntRange(16), default=128, show_default=True, help="read of each of 8 passages")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, help="0: one per physical core")
+@click.option("--json", "as_json", is_flag=True)
+def engines(model: str, cache: Path, tokens: int, rounds: int, threads: int, as_json: bool) -> None:
+    """One model for llama.cpp and for onnxruntime, in several widths; needs the extra `export` the first time."""
+    from tools.bench import engines as arms
+
+    result = arms.measure_all(
+        _model(model),
+        cache=cache,
+        env=os.environ,
+        tokens=tokens,
+        rounds=rounds,
+        threads=threads,
+        progress=_progress(as_json),
+    )
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    rows = result.pop("engines")
+    names = list(next(iter(rows.values())))
+    click.echo(f"{'':<20}" + "".join(f"{name:>16}" for name in names))
+    for engine, row in rows.items():
+        click.echo(f"{engine:<20}" + "".join(f"{row[name]:>16}" for name in names))
     _print(result, as_json)
 
 
