@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from models.engine.base import Tokenizer
+from models.template import STEPS, make_environment, steps
 from protocol.errors import RequestError
 from protocol.resolve import Message
 
 _PLACEHOLDER = "\ue000{}\ue001"  # private-use characters around the message's index
+_MESSAGE, _LETTER = 1_000, 32  # steps of the template's budget, for each message and for each letter of it
+_LONGEST = 1 << 16  # characters of a template; the longest in use have some 20,000
 _PLACEHOLDERS = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -44,8 +45,8 @@ def _speaks_control(tokenizer: Tokenizer, content: str) -> bool:
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """The prompt up to where the assistant's answer begins.
 
-    The template comes out of a model file, so it runs sandboxed. Raises RequestError if the model has none or the
-    template refuses the messages.
+    The template comes out of a model file, so it runs sandboxed and on a budget. Raises RequestError if the model has
+    none, if the template refuses the messages, fails or makes too much of them.
     """
     if not tokenizer.template:
         raise RequestError("the model has no chat template: use /v1/completions", "messages")
@@ -54,18 +55,24 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
         raise RequestError(f"the model's chat template refuses the messages: {message}", "messages")
 
     try:
-        return _compiled(tokenizer.template).render(
-            messages=[{"role": message.role, "content": message.content} for message in messages],
-            add_generation_prompt=True,
-            bos_token=tokenizer.begin,
-            eos_token=tokenizer.end,
-            raise_exception=refuse,
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        template = _compiled(tokenizer.template)
+        with steps(STEPS + sum(_MESSAGE + _LETTER * len(message.content) for message in messages)):
+            return template.render(
+                messages=[{"role": message.role, "content": message.content} for message in messages],
+                add_generation_prompt=True,
+                bos_token=tokenizer.begin,
+                eos_token=tokenizer.end,
+                raise_exception=refuse,
+            )
+    except RequestError:
+        raise
+    except Exception as error:  # code from a model's file: it may fail in any way that there is
         raise RequestError(f"the model's chat template fails on the messages: {error}", "messages") from None
 
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    return environment.from_string(template)
+    if len(template) > _LONGEST:
+        raise RequestError(f"the model's chat template is longer than {_LONGEST:,} characters", "messages")
+    with steps(STEPS):
+        return make_environment().from_string(template)
