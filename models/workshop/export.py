@@ -89,7 +89,7 @@ def export(source: Path, target: Path, exporter: Exporter, job: Job) -> Manifest
             checks=checks,
         )
         manifest.write(out / MANIFEST, made)
-        out.replace(target)
+        publish(out, target)
     return made
 
 
@@ -117,6 +117,13 @@ def making(target: Path, needed: int, job: Job) -> Iterator[Path]:
         raise WorkshopError(f"{target}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def publish(out: Path, target: Path) -> None:
+    """Gives a finished folder its name. What onnx writes only its own user may read; an agent often is another."""
+    for file in out.iterdir():
+        file.chmod(0o644)
+    out.replace(target)
 
 
 def licence_of(folder: Path) -> str:

@@ -102,4 +102,5 @@ def load(path: Path) -> onnx.ModelProto:
 
 def save(model: onnx.ModelProto, path: Path) -> None:
     """The graph in `path`, its tensors beside it: a graph alone is read in milliseconds, and has no limit of 2 GB."""
-    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+    beside = f"{path.name}.data"
+    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=beside)

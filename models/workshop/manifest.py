@@ -31,7 +31,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: dict[str, str]
     tools: dict[str, str]
     checks: dict[str, float] = {}
-    parent: Any = None
+    parent: Manifest | None = None
 
 
 def write(path: Path, manifest: Manifest) -> None:
@@ -56,10 +56,10 @@ def path_of(folder_or_file: Path) -> Path:
 
 
 def hashes(folder_or_file: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of each file of a folder that belongs to the model."""
+    """SHA-256 of a file, or of each file of a folder but its manifest."""
     if not folder_or_file.is_dir():
         return {folder_or_file.name: hash_file(folder_or_file)}
-    return {inside: hash_file(folder_or_file / inside) for inside in files_in(folder_or_file)}
+    return {inside: hash_file(folder_or_file / inside) for inside in files_in(folder_or_file) if inside != MANIFEST}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

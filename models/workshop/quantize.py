@@ -12,7 +12,7 @@ from models.hf_config import read_config
 from models.model_folder import check_folder
 from models.workshop import manifest
 from models.workshop.child import here, run
-from models.workshop.export import Job, licence_of, making
+from models.workshop.export import Job, licence_of, making, publish
 from models.workshop.manifest import Manifest
 from models.workshop.quantize_gguf import GGUF_KINDS, quantise_gguf
 from protocol.errors import ConfigError
@@ -61,5 +61,5 @@ def _quantize_onnx(source: Path, target: Path, kind: str, job: Job) -> Manifest:
             parent=parent,
         )
         manifest.write(out / MANIFEST, made)
-        out.replace(target)
+        publish(out, target)
     return made

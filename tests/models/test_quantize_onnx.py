@@ -17,7 +17,7 @@ from models.workshop.quantize import quantize
 from protocol.errors import ConfigError, DiskFull
 
 TEXT = "The capital of France is Paris, and the longest river of the country is the Loire. Once upon a time there was"
-KINDS = {"int4": (110e6, 0.6), "mixed": (135e6, 0.75), "int8": (170e6, 0.9), "int8-dynamic": (265e6, 0.9)}
+KINDS = {"int4": (110e6, 0.6), "mixed": (135e6, 0.75), "int8": (170e6, 0.9), "int8-dynamic": (265e6, 0.7)}
 """Most bytes of the folder, and least agreement with float32 on the next token."""
 
 
@@ -49,8 +49,10 @@ def test_each_kind_is_smaller_and_says_nearly_the_same(
     assert made.quantisation == kind
     assert made.inputs == manifest.hashes(smollm2_onnx)
     assert made.outputs == manifest.hashes(target)
-    assert made.parent["action"] == "export"
+    assert made.parent is not None
+    assert made.parent.action == "export"
     assert check_folder(target).hidden
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in target.iterdir())  # the agent is another user
 
 
 def test_a_grown_cache_stays_one(smollm2_optimum: Path, expected: list[int], tmp_path: Path) -> None:
