@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.adapt.assemble import adaptation, collector_of
+from agent.adapt.collect import Collector
 from agent.adapt.router import Router
+from agent.adapt.session import NO_ADAPTERS, takes_adapters
 from agent.agent import Agent, Finished, Options
 from agent.breaker import Breaker
 from agent.chain import Chain
 from agent.cloud import CloudOptions, CloudResolver
 from agent.config import AgentConfig, device_folder, goal
 from agent.device import Device
+from agent.engine import open_model
 from agent.learn.learner import Learner
 from agent.learn.learners import Learners
 from agent.learn.ledger import Ledger
@@ -34,7 +37,7 @@ from agent.peers.sharing import Sharing
 from agent.peers.trust import Trust
 from agent.policy import ThresholdPolicy
 from agent.privacy import Privacy
-from models.engine.gguf import GgufEngine
+from models.engine.base import Engine
 from protocol.errors import ConfigError
 from protocol.memory import SPACE_BYTES, Entry
 from protocol.topics import Cluster, device_name
@@ -50,20 +53,11 @@ _MEGABYTE = 10**6
 
 
 def assemble(config: AgentConfig, model: Path, tell: Callable[[str], None] = log.info) -> Device:
-    """The device for the model file; its links are down until `Device.linked`. `tell` hears of what takes long.
+    """The device for the model; its links are down until `Device.linked`. `tell` hears of what takes long.
     Raises BadModelFile, ConfigError, StoreError."""
     if config.peers.broker and not config.memory.enabled:
         raise ConfigError("peers.broker is set but memory.enabled is false: peers share what is in the memory")
-    engine = GgufEngine(
-        model,
-        name=config.model.name,
-        context=config.model.context,
-        sequences=config.model.sequences,
-        threads=config.model.threads,
-        kv=config.model.kv,
-        repack=config.model.repack,
-        hidden=config.memory.enabled,  # they cost each prompt one more pass
-    )
+    engine = open_model(config.model, model, hidden=config.memory.enabled)  # with it a prompt takes one more pass
     try:
         return _assemble(config, model, engine, tell)
     except BaseException:
@@ -71,7 +65,7 @@ def assemble(config: AgentConfig, model: Path, tell: Callable[[str], None] = log
         raise
 
 
-def _assemble(config: AgentConfig, model: Path, engine: GgufEngine, tell: Callable[[str], None]) -> Device:
+def _assemble(config: AgentConfig, model: Path, engine: Engine, tell: Callable[[str], None]) -> Device:
     policy = ThresholdPolicy(config.policy.threshold, config.policy.audit if config.policy.learn else 0.0)
     options = Options(
         policy=policy,
@@ -90,7 +84,7 @@ def _assemble(config: AgentConfig, model: Path, engine: GgufEngine, tell: Callab
             opened.callback(ledger.close)
             learner = Learner(ledger, policy, goal(config.policy), config.policy.measure, engine.info.fingerprint)
             learners = Learners(learner)
-        collector = collector_of(config, engine.info.fingerprint) if config.adapt.enabled else None
+        collector = _collector(config, model, engine)
         if collector is not None:
             opened.callback(collector.close)
         keeper = network = federation = None
@@ -120,6 +114,16 @@ def _assemble(config: AgentConfig, model: Path, engine: GgufEngine, tell: Callab
             adapted = adaptation(config, model, agent, collector, keeper, learners, network)
         opened.pop_all()
         return Device(agent, cloud, keeper, network, learner, federation, learners, adapted)
+
+
+def _collector(config: AgentConfig, model: Path, engine: Engine) -> Collector | None:
+    """None: the device learns no adapters, and so keeps nothing to learn them from."""
+    if not config.adapt.enabled:
+        return None
+    if not takes_adapters(model):
+        log.info("no lessons are kept: %s", NO_ADAPTERS)
+        return None
+    return collector_of(config, engine.info.fingerprint)
 
 
 def _forget(token: Token, position: int) -> None:
@@ -157,7 +161,7 @@ def _privacy(config: AgentConfig) -> Privacy | None:
     return None if given.detect == "off" else Privacy(given.detect, given.regions)
 
 
-def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:
+def _cloud(config: AgentConfig, engine: Engine) -> CloudResolver:
     options = CloudOptions(
         url=config.cloud.url,
         key=config.cloud.key.strip(),  # a secret file ends with a newline
@@ -169,9 +173,7 @@ def _cloud(config: AgentConfig, engine: GgufEngine) -> CloudResolver:
     return CloudResolver(options, engine.tokenizer, Breaker(time.monotonic, jitter), time.monotonic, jitter)
 
 
-def _keeper(
-    config: AgentConfig, engine: GgufEngine, folder: Path, who: Identity, tell: Callable[[str], None]
-) -> Keeper:
+def _keeper(config: AgentConfig, engine: Engine, folder: Path, who: Identity, tell: Callable[[str], None]) -> Keeper:
     keys = _keys(engine, folder, tell)
     memory = EntryMemory(
         folder / "memory", max_bytes=config.memory.megabytes * _MEGABYTE, max_age=config.memory.days * _DAY
@@ -182,7 +184,7 @@ def _keeper(
     return Keeper(memory, keys, trust, evidence, who.public, who.sign, time.time, kept)
 
 
-def _keys(engine: GgufEngine, folder: Path, tell: Callable[[str], None]) -> KeyMaker:
+def _keys(engine: Engine, folder: Path, tell: Callable[[str], None]) -> KeyMaker:
     """Calibrated once for each model."""
     space = space_of(engine.info.fingerprint)
     path = folder / f"space-{space.hex()}"
@@ -198,7 +200,7 @@ def _keys(engine: GgufEngine, folder: Path, tell: Callable[[str], None]) -> KeyM
     return made
 
 
-def _network(config: AgentConfig, engine: GgufEngine, keeper: Keeper, folder: Path, who: Identity) -> Network:
+def _network(config: AgentConfig, engine: Engine, keeper: Keeper, folder: Path, who: Identity) -> Network:
     peers, device = config.peers, config.device
     name = device_name(device.name or f"device-{who.public.hex()[:12]}")
     transport = MqttTransport(

@@ -19,15 +19,25 @@ BROKER = r"^$|^mqtts?://(\[[0-9a-fA-F:.]+\]|[^\s/:\[\]]+)(:[0-9]{1,5})?/?$"
 
 
 class Model(msgspec.Struct, frozen=True):
-    name: Annotated[str, Meta(description="catalog id or path of the SLM's file")] = "smollm2-135m"
+    name: Annotated[
+        str, Meta(description="the SLM: catalog id, path of a GGUF file, or of a folder with an ONNX model")
+    ] = "smollm2-135m"
+    engine: Annotated[
+        Literal["auto", "gguf", "onnx"],
+        Meta(description="gguf: llama.cpp runs it; onnx: onnxruntime; auto: by what `model.name` is"),
+    ] = "auto"
+    providers: Annotated[
+        list[Literal["tensorrt", "cuda", "cpu"]],
+        Meta(description="onnx: execution providers by preference; empty: the best that there is, in this order"),
+    ] = msgspec.field(default_factory=list)
     context: Annotated[int, Meta(ge=128, le=1_048_576, description="tokens that all running requests share")] = 4096
     sequences: Annotated[int, Meta(ge=1, le=64, description="requests that are served at once")] = 4
     threads: Annotated[int, Meta(ge=0, le=256, description="most threads to use; 0: one per physical core")] = 0
     kv: Annotated[
-        Literal["q8_0", "f16"], Meta(description="type of the context's cells; q8_0 takes half the memory")
+        Literal["q8_0", "f16"], Meta(description="gguf: type of the context's cells; q8_0 takes half the memory")
     ] = "q8_0"
     repack: Annotated[
-        bool, Meta(description="rearrange the weights for the CPU: faster prompts on Arm, twice the memory")
+        bool, Meta(description="gguf: rearrange the weights for the CPU: faster prompts on Arm, twice the memory")
     ] = False
 
 
@@ -142,7 +152,9 @@ class Peers(msgspec.Struct, frozen=True):
 
 
 class Adapt(msgspec.Struct, frozen=True):
-    enabled: Annotated[bool, Meta(description="keep lessons, and use the adapters that are learned from them")] = True
+    enabled: Annotated[
+        bool, Meta(description="keep lessons, and use the adapters that are learned from them (GGUF)")
+    ] = True
     megabytes: Annotated[int, Meta(ge=1, le=1 << 20, description="most that lessons take on disk")] = 64
     days: Annotated[int, Meta(ge=1, le=36_500, description="running time after which a lesson goes")] = 90
     train: Annotated[bool, Meta(description="train by itself when the device is idle (needs the extra `train`)")] = True

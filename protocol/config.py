@@ -132,7 +132,7 @@ def _allowed(info: msgspec.inspect.Type) -> str:
         case msgspec.inspect.BoolType():
             return "true, false"
         case msgspec.inspect.ListType():
-            return "list of text"
+            return f"list of {_allowed(info.item_type)}"
         case msgspec.inspect.StrType():
             return _allowed_text(info.pattern or "")
         case _:

@@ -28,7 +28,7 @@ from agent.adapt.plain_text import PASSAGES, QUESTIONS
 from agent.adapt.router import prompt_of
 from models.chat import encode_chat
 from models.engine.base import Engine, Floats, Mix
-from models.engine.gguf import GgufEngine
+from models.engine.open import EngineOptions, open_engine
 from protocol.errors import RequestError
 from protocol.resolve import Message
 
@@ -57,7 +57,8 @@ def judge(
 ) -> Verdict:
     """`present`: in use now. `lessons`: all, newest first; the held-out ones are taken. `own`: trained here, so it has
     to be better at what it learned. Raises BadAdapter, BadModelFile."""
-    engine = GgufEngine(model, context=max(_LONGEST, _PLACES * 256), sequences=_PLACES, threads=threads, hidden=False)
+    context = max(_LONGEST, _PLACES * 256)
+    engine = open_engine(model, EngineOptions(context=context, sequences=_PLACES, threads=threads, hidden=False))
     try:
         return Gate(engine, candidate, present, tell).judge(lessons, own)
     finally:

@@ -22,12 +22,14 @@ from agent.config import Adapt, AgentConfig, device_folder
 from agent.doctor.machine import read_machine
 from agent.memory.key import keys_beside
 from models import adapter as adapters
+from models.engine.open import kind_of
 from models.engine.threads import physical_cores
 from protocol.errors import NoTraining, TrainingError
 from protocol.folder_lock import FolderLock, holder
 
 LOCK = "training.lock"
 INSTALL = "training needs torch: pip install 'skerry[train]'"
+NO_ADAPTERS = "models in ONNX take no adapters, so none are trained; name a GGUF file in model.name to learn some"
 
 _LEARNED = "learned"
 _LITTLE = 1 << 30  # bytes that training gets where the system does not tell what is free
@@ -170,6 +172,17 @@ def memory_of(adapt: Adapt, free: int) -> int:
 def recipe_of(adapt: Adapt) -> Recipe:
     """Noise protects an adapter with a frozen A alone."""
     return Recipe(freeze_a=adapt.noise > 0.0)
+
+
+def takes_adapters(model: Path) -> bool:
+    """Whether the engine that runs the model does. Raises BadModelFile."""
+    return kind_of(model) == "gguf"
+
+
+def check_takes_adapters(model: Path) -> None:
+    """Raises TrainingError, BadModelFile."""
+    if not takes_adapters(model):
+        raise TrainingError(NO_ADAPTERS)
 
 
 def installed() -> bool:

@@ -104,9 +104,9 @@ def _judge(folder: Path, given: Job, lessons: list[Lesson], trained: Trained | N
 def _prepare_keys(model: Path, candidate: Path, threads: int) -> None:
     """What memory needs of an adapter, so that it need not be made while requests wait. Raises BadModelFile."""
     from agent.memory.key import prepare_keys
-    from models.engine.gguf import GgufEngine
+    from models.engine.open import EngineOptions, open_engine
 
-    engine = GgufEngine(model, context=256, sequences=1, threads=threads)
+    engine = open_engine(model, EngineOptions(context=256, sequences=1, threads=threads))
     try:
         with contextlib.suppress(OSError):  # then it is used without memory
             prepare_keys(engine, engine.attach(candidate), candidate)

@@ -134,7 +134,7 @@ class Api:
     async def feedback(self, http: web.Request) -> web.StreamResponse:
         raw = await _body(http)
         if self._feedback is None:
-            raise RequestError("this agent keeps no lessons: set adapt.enabled")
+            raise RequestError("this agent keeps no lessons: that takes adapt.enabled and a model in GGUF")
         return _json(await asyncio.to_thread(self._feedback.take, raw))
 
     async def list_models(self, http: web.Request) -> web.StreamResponse:

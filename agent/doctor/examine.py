@@ -10,7 +10,7 @@ from agent.config import AgentConfig
 from agent.doctor.api import check_api
 from agent.doctor.cloud import check_cloud
 from agent.doctor.finding import Finding
-from agent.doctor.machine import Machine, check_accelerator, check_clock, check_disk, check_machine
+from agent.doctor.machine import Machine, check_accelerator, check_clock, check_disk, check_machine, offloads
 from agent.doctor.model import (
     check_catalog,
     check_memory,
@@ -21,17 +21,17 @@ from agent.doctor.model import (
     missing_bytes,
 )
 from agent.doctor.training import check_training
+from agent.engine import check_kind
 from models.catalog import Catalog
 from models.footprint import read_shape
 from models.store import Places
-from protocol.errors import BadModelFile, SkerryError
+from protocol.errors import ConfigError, SkerryError
 
 _PLENTY = 1 << 60  # bytes; where the system does not tell its memory, nothing is said to be too large
 
 
-def examine_machine(machine: Machine, offload: bool, now: float) -> Iterator[Finding]:
+def examine_machine(machine: Machine, now: float) -> Iterator[Finding]:
     yield check_machine(machine)
-    yield check_accelerator(machine, offload)
     yield check_clock(now)
 
 
@@ -66,15 +66,17 @@ def _examine_model(config: AgentConfig, places: Places, machine: Machine) -> Gen
     if path is None:
         return None
     try:
-        shape = read_shape(path)
-    except BadModelFile as error:
-        yield Finding("error", "model", str(error), "choose another model")
+        kind, shape = check_kind(config.model, path), read_shape(path)
+    except SkerryError as error:
+        remedy = "correct model.engine or model.name" if isinstance(error, ConfigError) else "choose another model"
+        yield Finding("error", "model", str(error), remedy)
         return None
+    yield check_accelerator(machine, kind, offloads(kind))
     yield from check_settings(shape, config, machine.cores)
     yield (memory := check_memory(shape, config.model, available))
     if memory.level == "error":
         return None  # loading it could take the machine down
-    tokenizer, finding = check_writing(path, config.model)
+    tokenizer, finding = check_writing(path, config.model, hidden=config.memory.enabled)
     yield finding
     yield from check_speed(path, shape, config, machine.cores)
     yield check_training(config, path, available)

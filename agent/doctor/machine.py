@@ -10,8 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.doctor.finding import Finding, size
+from models.engine.open import Kind
 
 _EARLIEST = datetime(2026, 1, 1, tzinfo=UTC)  # Skerry is younger than this, so a clock before it is wrong
+_ACCELERATED: dict[Kind, tuple[str, str]] = {
+    "gguf": (
+        "llama.cpp",
+        "CMAKE_ARGS=-DGGML_CUDA=ON pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36",
+    ),
+    "onnx": ("onnxruntime", "install the build of it that is for this accelerator (docs/install.md)"),
+}
+"""The library that runs such models, and how to get the one that uses an accelerator."""
+
 _LITTLE_DISK = 500_000_000  # bytes
 
 
@@ -40,18 +50,29 @@ def check_machine(machine: Machine) -> Finding:
     return Finding("ok", "machine", f"{what}, {size(machine.memory)} of memory, {size(machine.available)} available")
 
 
-def check_accelerator(machine: Machine, offload: bool) -> Finding:
-    """`offload`: llama.cpp was built so that it can use one."""
+def offloads(kind: Kind) -> bool:
+    """Whether the library that runs such models was built so that it can use an accelerator."""
+    try:
+        if kind == "gguf":
+            import llama_cpp
+
+            return bool(llama_cpp.llama_supports_gpu_offload())
+        import onnxruntime
+
+        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    except ModuleNotFoundError:
+        return False
+
+
+def check_accelerator(machine: Machine, kind: Kind, offload: bool) -> Finding:
+    """`kind`: of the model; `offload`: what runs it can use an accelerator."""
     if not machine.accelerator:
         return Finding("ok", "accelerator", "none: the model runs on the CPU")
     if offload:
         return Finding("ok", "accelerator", machine.accelerator)
-    return Finding(
-        "warn",
-        "accelerator",
-        f"{machine.accelerator}, which this build of llama.cpp does not use",
-        "CMAKE_ARGS=-DGGML_CUDA=ON pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36",
-    )
+    library, remedy = _ACCELERATED[kind]
+    text = f"{machine.accelerator}, which this build of {library} does not use"
+    return Finding("warn", "accelerator", text, remedy)
 
 
 def check_disk(folder: Path, missing: int) -> Finding:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from agent.config import AgentConfig, Model, device_folder
 from agent.doctor.finding import Finding, size
+from agent.engine import open_model
 from models import latency
 from models.catalog import Catalog
-from models.engine.gguf import GgufEngine
+from models.engine.open import kind_of
 from models.fingerprint import fingerprint
 from models.footprint import Shape, footprint, guessed_shape, largest_context
 from models.store import Places, resolve_model, state
@@ -52,7 +55,7 @@ def find_model(catalog: Catalog, name: str, places: Places) -> tuple[Path | None
         path = resolve_model(name, places)
     except SkerryError as error:
         known = name in catalog
-        remedy = f"skerry models pull {name}" if known else "set model.name to a catalog id or the path of a GGUF file"
+        remedy = f"skerry models pull {name}" if known else "set model.name to a catalog id or the path of a model"
         return None, Finding("error", "model", str(error).removesuffix(f": run `{remedy}`"), remedy)
     checked = "SHA-256 as in the catalog" if name in catalog else "not in the catalog, so its content is not compared"
     return path, Finding("ok", "model", f"{name}: {path} ({checked})")
@@ -119,15 +122,16 @@ def check_speed(path: Path, shape: Shape, config: AgentConfig, cores: int) -> It
         yield Finding("warn", "deadline", text, remedy)
 
 
-def check_writing(path: Path, model: Model) -> tuple[str | None, Finding]:
-    """Loads the model with a tiny context and lets it write a few tokens; its tokenizer's fingerprint, if it can."""
+def check_writing(path: Path, model: Model, *, hidden: bool) -> tuple[str | None, Finding]:
+    """Loads the model with a tiny context and lets it write a few tokens; its tokenizer's fingerprint, if it can.
+    `hidden`: it has to give hidden states."""
     began = time.perf_counter()
     try:
-        engine = GgufEngine(
-            path, name=model.name, context=256, sequences=1, threads=model.threads, kv=model.kv, repack=model.repack
-        )
+        engine = open_model(msgspec.structs.replace(model, context=256, sequences=1), path, hidden=hidden)
     except SkerryError as error:
-        return None, Finding("error", "engine", str(error), "pull the model again, or choose another one")
+        text, missing, install = str(error).partition(", which is not installed: ")
+        remedy = install or "pull the model again, or choose another one"
+        return None, Finding("error", "engine", text + missing.rstrip(": "), remedy)
     loaded = time.perf_counter()
     try:
         prompt = engine.tokenizer.encode(_PROMPT, start=True)
@@ -137,7 +141,8 @@ def check_writing(path: Path, model: Model) -> tuple[str | None, Finding]:
         for _ in range(_STEPS):
             step = engine.forward([(place, [int(step.logits.argmax())])])[0]
         rate = _STEPS / (time.perf_counter() - started)
-        text = f"loads in {loaded - began:.1f} s and writes {rate:.1f} tok/s (threads: {engine.threads})"
+        library = {"gguf": "llama.cpp", "onnx": f"onnxruntime on {engine.provider}"}[kind_of(path)]
+        text = f"loads in {loaded - began:.1f} s and writes {rate:.1f} tok/s ({library}, threads: {engine.threads})"
         return engine.tokenizer.fingerprint, Finding("ok", "engine", text)
     finally:
         engine.close()

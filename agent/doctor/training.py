@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.adapt.hardware import ARCHITECTURES, LatencyTable, Shapes, choose_rank
 from agent.adapt.recipe import Recipe
-from agent.adapt.session import INSTALL, adapters_folder, installed, memory_of
+from agent.adapt.session import INSTALL, NO_ADAPTERS, adapters_folder, installed, memory_of, takes_adapters
 from agent.adapt.store import AdapterStore
 from agent.config import AgentConfig
 from agent.doctor.finding import Finding
@@ -23,6 +23,8 @@ def check_training(config: AgentConfig, model: Path, available: int) -> Finding:
     adapt = config.adapt
     if not adapt.enabled:
         return Finding("ok", "training", "off: adapt.enabled is false")
+    if not takes_adapters(model):
+        return Finding("warn", "training", NO_ADAPTERS, "or set adapt.enabled = false")
     try:
         used = _in_use(config, model)
         shapes = Shapes.of(model)

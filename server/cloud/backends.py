@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from models.engine.gguf import GgufEngine, GgufTokenizer
+from models.engine.open import EngineOptions, open_engine, open_tokenizer
 from protocol.errors import ConfigError
 from server.cloud.config import ServeConfig
 from server.cloud.embedded import EmbeddedUpstream
@@ -17,7 +17,7 @@ _MAX_SEQUENCES = 256  # llama.cpp's own limit
 
 
 async def open_upstream(config: ServeConfig, resolve: Callable[[str], Path]) -> Upstream:
-    """`resolve` finds the file of a catalog id or path. Raises ConfigError and what `resolve` raises."""
+    """`resolve` finds the model of a catalog id or path. Raises ConfigError and what `resolve` raises."""
     return await _KINDS[config.upstream.kind](config, resolve)
 
 
@@ -29,14 +29,8 @@ async def _embedded(config: ServeConfig, resolve: Callable[[str], Path]) -> Upst
             f"integer 1 to {_MAX_SEQUENCES}"
         )
     path = await asyncio.to_thread(resolve, section.model)
-    engine = await asyncio.to_thread(
-        GgufEngine,
-        path,
-        context=section.context,
-        sequences=limits.sessions,
-        threads=section.threads,
-        hidden=False,
-    )
+    options = EngineOptions(context=section.context, sequences=limits.sessions, threads=section.threads, hidden=False)
+    engine = await asyncio.to_thread(open_engine, path, options)
     room = {"prompt_tokens": limits.prompt_tokens, "answer_tokens": limits.answer_tokens}
     return await asyncio.to_thread(EmbeddedUpstream, engine, **room)
 
@@ -52,7 +46,8 @@ async def _openai(config: ServeConfig, resolve: Callable[[str], Path]) -> Upstre
         raise ConfigError("upstream.tokenizer is of no use with upstream.endpoint = 'chat': leave one of them out")
     tokenizer = None
     if section.tokenizer:
-        tokenizer = GgufTokenizer.open(await asyncio.to_thread(resolve, section.tokenizer))
+        path = await asyncio.to_thread(resolve, section.tokenizer)
+        tokenizer = await asyncio.to_thread(open_tokenizer, path)
         await asyncio.to_thread(lambda: tokenizer.fingerprint)  # read once, and not in the event loop
     return OpenAiUpstream(section, tokenizer, prompt_tokens=config.limits.prompt_tokens)
 

@@ -25,7 +25,9 @@ class UpstreamSection(msgspec.Struct, frozen=True):
         Literal["embedded", "openai"],
         Meta(description="embedded: this process runs the LLM. openai: an OpenAI-compatible server does."),
     ] = "embedded"
-    model: Annotated[str, Meta(description="embedded: catalog id or GGUF path of the LLM.")] = "qwen2.5-coder-0.5b"
+    model: Annotated[
+        str, Meta(description="embedded: the LLM: catalog id, path of a GGUF file, or of a folder with an ONNX model.")
+    ] = "qwen2.5-coder-0.5b"
     context: Annotated[
         int, Meta(ge=256, le=1 << 20, description="embedded: tokens of context that all sessions share.")
     ] = 16384
@@ -42,8 +44,8 @@ class UpstreamSection(msgspec.Struct, frozen=True):
     tokenizer: Annotated[
         str,
         Meta(
-            description="openai, completions: catalog id or path of a GGUF with the server's tokenizer and chat "
-            "template; prompts then travel as token ids. Empty: as text, in ChatML."
+            description="openai, completions: catalog id or path of a model (GGUF, ONNX) with the server's tokenizer "
+            "and chat template; prompts then travel as token ids. Empty: as text, in ChatML."
         ),
     ] = ""
     top: Annotated[

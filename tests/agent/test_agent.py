@@ -15,7 +15,7 @@ from agent.agent import Account, Agent, Event, Options, Piece, Request
 from agent.policy import Decision, Policy, ThresholdPolicy
 from agent.resolver import Conversation
 from models.engine.base import Engine, Step
-from models.engine.gguf import GgufEngine
+from models.engine.open import EngineOptions, open_engine
 from protocol.errors import ContextFull, Overloaded, RequestError
 from protocol.resolve import Message, Mode, Sampling
 from tests.agent.scripted import ScriptedResolver, says
@@ -27,8 +27,8 @@ PATIENCE = 60.0  # seconds after which a test gives up on something that never c
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2: Path) -> Iterator[Engine]:
-    engine = GgufEngine(smollm2, context=CONTEXT, sequences=SEQUENCES, threads=1)
+def engine(slm: Path) -> Iterator[Engine]:
+    engine = open_engine(slm, EngineOptions(context=CONTEXT, sequences=SEQUENCES, threads=1))
     yield engine
     engine.close()
 

@@ -84,9 +84,10 @@ def test_a_machine_is_recognised(
 def test_an_accelerator_is_worth_a_remark_only_if_it_lies_idle(tmp_path: Path) -> None:
     jetson = machine.read_machine(plant(tmp_path / "jetson", TREES["jetson"]), "aarch64", 6)
     pi = machine.read_machine(plant(tmp_path / "pi5", TREES["pi5"]), "aarch64", 4)
-    assert machine.check_accelerator(jetson, offload=True).level == "ok"
-    assert "GGML_CUDA" in machine.check_accelerator(jetson, offload=False).remedy
-    assert machine.check_accelerator(pi, offload=False) == Finding(
+    assert machine.check_accelerator(jetson, "onnx", offload=True).level == "ok"
+    assert "GGML_CUDA" in machine.check_accelerator(jetson, "gguf", offload=False).remedy
+    assert "build of onnxruntime does not use" in machine.check_accelerator(jetson, "onnx", offload=False).text
+    assert machine.check_accelerator(pi, "gguf", offload=False) == Finding(
         "ok", "accelerator", "none: the model runs on the CPU"
     )
 
@@ -200,14 +201,36 @@ def test_a_model_is_missing_unknown_or_damaged(tmp_path: Path) -> None:
 
 
 def test_a_model_that_loads_writes_and_one_that_is_cut_off_does_not(smollm2: Path, tmp_path: Path) -> None:
-    tokenizer, writing = model.check_writing(smollm2, Model(threads=1))
+    tokenizer, writing = model.check_writing(smollm2, Model(threads=1), hidden=True)
     assert (writing.level, writing.subject) == ("ok", "engine")
-    assert "tok/s" in writing.text
+    assert "tok/s (llama.cpp, threads: 1)" in writing.text
     assert tokenizer is not None
     cut = tmp_path / "cut.gguf"
     with smollm2.open("rb") as whole:
         cut.write_bytes(whole.read(4_000_000))
-    assert model.check_writing(cut, Model())[1].level == "error"
+    assert model.check_writing(cut, Model(), hidden=True)[1].level == "error"
+
+
+def test_a_model_in_onnx_says_what_it_runs_on_and_that_it_is_not_trained(
+    smollm2_int4: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    here = replace(machine.read_machine(plant(tmp_path, TREES["pc"]), "x86_64", 2), accelerator="NVIDIA RTX A2000")
+    config = AgentConfig(
+        model=Model(name=str(smollm2_int4), threads=1, providers=["cpu"]),
+        device=Device(folder=str(tmp_path)),
+        api=Api(port=0),
+    )
+    places = Places(tmp_path, tmp_path / "none")
+    found = {finding.subject: finding for finding in examine.examine_agent(config, places, here, time.time())}
+    assert "(onnxruntime on cpu, threads: 1)" in found["engine"].text
+    assert (found["training"].level, found["training"].remedy) == ("warn", "or set adapt.enabled = false")
+    assert "ONNX take no adapters" in found["training"].text
+    uses = machine.offloads("onnx")
+    assert found["accelerator"].level == ("ok" if uses else "warn")
+    wrong = msgspec.structs.replace(config, model=Model(name=str(smollm2), engine="onnx"))
+    *_, error = [f for f in examine.examine_agent(wrong, places, here, time.time()) if f.subject == "model"]
+    assert (error.level, error.remedy) == ("error", "correct model.engine or model.name")
+    assert "skerry models export" in error.text
 
 
 def test_a_whole_examination_names_the_missing_model_and_goes_on(tmp_path: Path) -> None:

@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from scipy.stats import chisquare
 
 from agent.agent import Agent, Options, Request
 from agent.policy import ThresholdPolicy
 from agent.resolver import Provenance
 from models.chat import render
+from models.engine.base import Engine
 from models.engine.gguf import GgufEngine
+from models.engine.onnx import OnnxEngine
 from models.sampling import shape, softmax
 from protocol.resolve import Message, Mode, Sampling
 from server.cloud.app import start
-from server.cloud.embedded import EmbeddedUpstream
+from server.cloud.backends import open_upstream
+from server.cloud.config import UpstreamSection
 from tests.hybrid.conftest import answer, cloud_config, linked
 
 QUESTION = [Message("user", "Tell me a fact about whales.")]
@@ -33,9 +37,10 @@ def cloud_file(smollm2: Path) -> Path:
 
 
 @asynccontextmanager
-async def hybrid(device: GgufEngine, llm: Path, threshold: float, **settings: Any) -> AsyncIterator[Agent]:
-    upstream = EmbeddedUpstream(GgufEngine(llm, context=2048, sequences=4, threads=1, hidden=False))
-    server = await start(cloud_config(), upstream)
+async def hybrid(device: Engine, llm: Path, threshold: float, **settings: Any) -> AsyncIterator[Agent]:
+    config = replace(cloud_config(), upstream=UpstreamSection(model=str(llm), context=2048, threads=1))
+    upstream = await open_upstream(config, Path)
+    server = await start(config, upstream)
     try:
         async with linked(device, f"http://127.0.0.1:{server.port}", threshold, **settings) as (agent, _):
             yield agent
@@ -44,7 +49,7 @@ async def hybrid(device: GgufEngine, llm: Path, threshold: float, **settings: An
         await upstream.close()
 
 
-def alone(engine: GgufEngine, prompt: list[int], count: int) -> list[int]:
+def alone(engine: Engine, prompt: list[int], count: int) -> list[int]:
     """Greedy, by the model itself."""
     place = engine.open(prompt, count)
     feed, made = place.align(prompt), []
@@ -58,7 +63,7 @@ def alone(engine: GgufEngine, prompt: list[int], count: int) -> list[int]:
     return made
 
 
-def prompt_of(engine: GgufEngine) -> list[int]:
+def prompt_of(engine: Engine) -> list[int]:
     return engine.tokenizer.encode(render(engine.tokenizer, QUESTION), special=True)
 
 
@@ -78,6 +83,36 @@ def test_threshold_zero_equals_the_llm_alone(
     expected = alone(strong, prompt_of(strong), 40)
     assert alone(weak, prompt_of(weak), 40) != expected, "the pair must differ for this to mean anything"
     assert asyncio.run(run()) == expected
+
+
+@pytest.mark.parametrize("mode", ["take", "verify"])
+def test_a_device_in_onnx_and_an_llm_in_gguf_speak_token_ids(
+    smollm2_int4: Path, strong: GgufEngine, cloud_file: Path, mode: Mode
+) -> None:
+    """The tokenizers are one, whatever file they were read from."""
+    device = OnnxEngine(smollm2_int4, context=512, sequences=1, threads=1)
+    assert device.tokenizer.fingerprint == strong.tokenizer.fingerprint
+
+    async def run() -> list[int]:
+        async with hybrid(device, cloud_file, 0.0, mode=mode, ahead=16) as agent:
+            pieces, account = await answer(agent, Request(QUESTION, max_tokens=24))
+            assert account.counts["cloud"] == account.tokens
+            return [piece.token.id for piece in pieces]
+
+    assert asyncio.run(run()) == alone(strong, prompt_of(strong), 24)
+    device.close()
+
+
+def test_an_llm_in_onnx_helps_a_device_in_gguf(weak: GgufEngine, smollm2_onnx: Path) -> None:
+    async def run() -> list[int]:
+        async with hybrid(weak, smollm2_onnx, 0.0, mode="take") as agent:
+            pieces, account = await answer(agent, Request(QUESTION, max_tokens=24))
+            assert account.counts["cloud"] == account.tokens
+            return [piece.token.id for piece in pieces]
+
+    llm = OnnxEngine(smollm2_onnx, context=512, sequences=1, threads=1, hidden=False)
+    assert asyncio.run(run()) == alone(llm, prompt_of(llm), 24)
+    llm.close()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import agent.assemble
 from agent.agent import Account, Agent, Piece, Request
-from agent.config import AgentConfig
+from agent.config import AgentConfig, Model
 from agent.device import Device
 from agent.policy import ThresholdPolicy
 from protocol.config import load
@@ -136,7 +136,7 @@ async def world(
             configured(folder / "peer", peers_broker=broker.url, device_name="second"), model
         )
         stack.callback(peer.close)
-        monkeypatch.setattr(agent.assemble, "GgufEngine", Parrot)
+        monkeypatch.setattr(agent.assemble, "open_model", parrot)
         config = configured(
             folder / "own",
             cloud_url=f"http://127.0.0.1:{to_cloud.port}",
@@ -157,6 +157,10 @@ async def world(
             network = device.network
             await eventually(lambda: len(network.around.holders(device.keeper.keys.space)) == 1)  # type: ignore[union-attr]
             yield World(device, to_cloud, to_broker, everything, edge)
+
+
+def parrot(model: Model, path: Path, *, hidden: bool) -> Parrot:
+    return Parrot(path, context=model.context, sequences=model.sequences, threads=model.threads, hidden=hidden)
 
 
 LINES = {"Repeat it all, please.": ECHO, OPEN: OWN, CUT: REST}

@@ -26,9 +26,9 @@ class FakeTokenizer(Tokenizer):
         self.control_id, self.end_id = self.vocab - 2, self.vocab - 1
         self.eog = frozenset([self.end_id])
 
-    def encode(self, text: str | bytes, *, start: bool = False, special: bool = False) -> list[int]:
+    def _encode(self, text: str, start: bool, special: bool) -> list[int]:
         """The longest piece from the left; other bytes are left out."""
-        raw, tokens, at = text.encode() if isinstance(text, str) else text, [], 0
+        raw, tokens, at = text.encode(), [], 0
         while at < len(raw):
             fits = [t for t, piece in enumerate(self.pieces) if piece and raw.startswith(piece, at)]
             best = max(fits, key=lambda t: len(self.pieces[t]), default=None)

@@ -142,3 +142,18 @@ def test_status_of_a_device_that_never_learned(folder: Path) -> None:
 def test_progress_in_words() -> None:
     assert shown(Progress("train", 3, 10, 1.25, 65.0)) == "training 3 of 10, loss 1.250, 1:05 left"
     assert shown(Progress("load")) == "loading the model"
+
+
+def test_a_model_in_onnx_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.onnx").write_bytes(b"\x08\x09")
+    (tmp_path / "examples.jsonl").write_text('{"prompt": "one", "answer": "two"}\n')
+    monkeypatch.setenv("SKERRY_DEVICE_FOLDER", str(tmp_path / "device"))
+    monkeypatch.setenv("SKERRY_MODEL_NAME", str(model))
+    assert "off: models in ONNX take no adapters" in run("status").output
+    assert json.loads(run("status", "--json").stdout)["takes_adapters"] is False
+    assert "none: models in ONNX take no adapters" in run("list").output
+    for command in (["run", "--now"], ["add", str(tmp_path / "examples.jsonl")], ["use", "v1"]):
+        with pytest.raises(TrainingError, match=r"name a GGUF file in model\.name"):
+            run(*command)

@@ -28,7 +28,7 @@ _CONNECT_SECONDS = 1.0  # the answer does not wait longer than this for a cloud 
 @click.command(epilog='Example: skerry ask "Why is the sky blue?" --cloud http://127.0.0.1:8431 --explain')
 @click.argument("question")
 @click.option("--config", type=click.Path(path_type=Path), help="the agent's TOML file")
-@click.option("--model", help="catalog id or path of a GGUF file")
+@click.option("--model", help="catalog id, path of a GGUF file or of a folder with an ONNX model")
 @click.option("--cloud", help="URL of `skerry serve`")
 @click.option("--broker", help="MQTT broker of the peers, mqtt://host:1883")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="ask for help when u is above it")

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-import llama_cpp
 
 from agent.config import AgentConfig
 from agent.doctor.examine import examine_agent, examine_machine, examine_variables
@@ -52,7 +51,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
 
 def _examine(machine: Machine, config: Path | None) -> Iterator[Finding]:
     now = time.time()
-    yield from examine_machine(machine, bool(llama_cpp.llama_supports_gpu_offload()), now)
+    yield from examine_machine(machine, now)
     known = {key.env for schema in (AgentConfig, ServeConfig) for key in keys(schema)} | {"SKERRY_MODELS"}
     yield from examine_variables(os.environ, known)
     try:

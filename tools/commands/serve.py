@@ -37,7 +37,7 @@ _VARIABLES = {
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="TCP port; 0 takes a free one and prints it.")
 @click.option("--kind", type=click.Choice(["embedded", "openai"]), help="Where the LLM runs.")
-@click.option("--model", help="embedded: catalog id or GGUF path of the LLM.")
+@click.option("--model", help="embedded: catalog id or path of the LLM (GGUF file or ONNX folder).")
 @click.option("--threads", type=click.IntRange(0), help="embedded: threads of the LLM; 0: one per physical core.")
 @click.option("--url", help="openai: base address of the server's API.")
 @click.option("--drain", type=click.FloatRange(0), help="Seconds that running sessions get to finish after SIGTERM.")

@@ -36,8 +36,8 @@ class Bytes(Tokenizer):
     controls: frozenset[str] = frozenset()
     begin = end = ""
 
-    def encode(self, text: str | bytes, *, start: bool = False, special: bool = False) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
+    def _encode(self, text: str, start: bool, special: bool) -> list[int]:
+        return list(text.encode())
 
     def piece(self, token: int) -> bytes:
         return bytes((token,))

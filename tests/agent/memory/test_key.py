@@ -12,24 +12,31 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agent.memory.key import KEY_BYTES, TAILS, KeyMaker, shared_tail, space_of, tail
-from models.engine.gguf import GgufEngine
+from models.engine.base import Engine
+from models.engine.open import EngineOptions, open_engine
 
 Floats = NDArray[np.float32]
 
 
+@pytest.fixture(scope="module", params=["smollm2", "smollm2_int4"])
+def slm(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
 @pytest.fixture(scope="module")
-def engine(smollm2: Path) -> Iterator[GgufEngine]:
-    engine = GgufEngine(smollm2, context=1024, sequences=2)
+def engine(slm: Path) -> Iterator[Engine]:
+    engine = open_engine(slm, EngineOptions(context=1024, sequences=2))
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def maker(engine: GgufEngine) -> KeyMaker:
+def maker(engine: Engine) -> KeyMaker:
     return KeyMaker.calibrate(engine)
 
 
-def hidden(engine: GgufEngine, text: str) -> Floats:
+def hidden(engine: Engine, text: str) -> Floats:
     ids = engine.tokenizer.encode(text, start=True)
     place = engine.open(ids, 0)
     (step,) = engine.forward([(place, place.align(ids))])
@@ -44,20 +51,20 @@ def cosine(a: NDArray[np.int8], b: NDArray[np.int8]) -> float:
     return float(x @ y / np.sqrt(x @ x * (y @ y)))
 
 
-def test_a_key_is_small_and_uses_the_whole_range_of_a_byte(engine: GgufEngine, maker: KeyMaker) -> None:
+def test_a_key_is_small_and_uses_the_whole_range_of_a_byte(engine: Engine, maker: KeyMaker) -> None:
     key = maker.key(hidden(engine, "The capital of France is"))
     assert (key.dtype, key.shape) == (np.int8, (KEY_BYTES,))
     assert int(np.abs(key.astype(int)).max()) == 127
 
 
-def test_the_same_question_in_other_words_is_nearer_than_another_question(engine: GgufEngine, maker: KeyMaker) -> None:
+def test_the_same_question_in_other_words_is_nearer_than_another_question(engine: Engine, maker: KeyMaker) -> None:
     here = maker.key(hidden(engine, "The capital of France is"))
     reworded = maker.key(hidden(engine, "Everybody knows that the capital city of France is"))
     other = maker.key(hidden(engine, "My favourite way to cook potatoes is to"))
     assert cosine(here, reworded) > cosine(here, other) + 0.2
 
 
-def test_standardising_spreads_out_what_lies_in_a_narrow_cone(engine: GgufEngine, maker: KeyMaker) -> None:
+def test_standardising_spreads_out_what_lies_in_a_narrow_cone(engine: Engine, maker: KeyMaker) -> None:
     texts = ("He scored in the last minute and", "Shares fell after", "Stir the soup and", "import numpy as")
     states = [hidden(engine, text) for text in texts]
     pairs = [(i, j) for i in range(len(texts)) for j in range(i)]
@@ -66,8 +73,8 @@ def test_standardising_spreads_out_what_lies_in_a_narrow_cone(engine: GgufEngine
     assert np.mean([cosine(keys[i], keys[j]) for i, j in pairs]) < np.mean(raw) - 0.2
 
 
-def test_two_devices_make_the_same_key(engine: GgufEngine, maker: KeyMaker, smollm2: Path) -> None:
-    other = GgufEngine(smollm2, context=512, sequences=1, threads=1)
+def test_two_devices_make_the_same_key(engine: Engine, maker: KeyMaker, slm: Path) -> None:
+    other = open_engine(slm, EngineOptions(context=512, sequences=1, threads=1))
     try:
         theirs = KeyMaker.calibrate(other)
         assert theirs.space == maker.space == space_of(other.info.fingerprint)
@@ -77,7 +84,7 @@ def test_two_devices_make_the_same_key(engine: GgufEngine, maker: KeyMaker, smol
         other.close()
 
 
-def test_calibrating_leaves_the_engine_to_others(engine: GgufEngine) -> None:
+def test_calibrating_leaves_the_engine_to_others(engine: Engine) -> None:
     free = engine.free
     KeyMaker.calibrate(engine)
     assert engine.free == free

@@ -16,10 +16,10 @@ import click
 from agent.adapt.examples import read
 from agent.adapt.lesson import Source
 from agent.adapt.lessons import lessons_of
-from agent.adapt.session import adapters_folder, erase
+from agent.adapt.session import adapters_folder, check_takes_adapters, erase
 from agent.config import AgentConfig
 from agent.privacy import Detector
-from models.engine.gguf import GgufTokenizer
+from models.engine.open import open_tokenizer
 from models.fingerprint import fingerprint
 from models.store import Places
 from tools.fetch import model_file
@@ -41,7 +41,8 @@ def add(file: Path, config: Path | None, as_json: bool) -> None:
     `weight`. All of them or, if a line is wrong, none. The agent may be running."""
     settings = configuration(AgentConfig, "agent", config, os.environ)
     model = model_file(settings.model.name, Places.of(os.environ))
-    tokenizer = GgufTokenizer.open(model)
+    check_takes_adapters(model)
+    tokenizer = open_tokenizer(model)
     with closing(lessons_of(settings, fingerprint(model))) as lessons, file.open("rb") as lines:
         with click.progressbar(length=file.stat().st_size, label=file.name, file=sys.stderr) as bar:
             added = lessons.add_all(read(lines, tokenizer, settings.model.context, bar.update, _personal(settings)))

@@ -17,7 +17,15 @@ import msgspec
 from agent.adapt.idle import Machine
 from agent.adapt.job import Progress, Scores, Verdict
 from agent.adapt.lessons import lessons_of
-from agent.adapt.session import Outcome, Session, adapters_folder, limits_of, recipe_of, unlearned
+from agent.adapt.session import (
+    Outcome,
+    Session,
+    adapters_folder,
+    check_takes_adapters,
+    limits_of,
+    recipe_of,
+    unlearned,
+)
 from agent.adapt.store import AdapterStore
 from agent.adapt.supervise import Supervisor
 from agent.config import AgentConfig
@@ -44,6 +52,7 @@ def run(now: bool, config: Path | None, as_json: bool) -> None:
     within seconds."""
     settings = configuration(AgentConfig, "agent", config, os.environ)
     model = model_file(settings.model.name, Places.of(os.environ))
+    check_takes_adapters(model)
     folder = adapters_folder(settings)
     said = _Said(time.monotonic)
     supervisor = Supervisor(said)

@@ -14,7 +14,16 @@ import msgspec
 
 from agent.adapt.lessons import lessons_of
 from agent.adapt.service import Status, status_of
-from agent.adapt.session import INSTALL, adapters_folder, installed, trainer, unlearned
+from agent.adapt.session import (
+    INSTALL,
+    NO_ADAPTERS,
+    adapters_folder,
+    check_takes_adapters,
+    installed,
+    takes_adapters,
+    trainer,
+    unlearned,
+)
 from agent.adapt.store import OWN, AdapterStore, Kept
 from agent.config import AgentConfig
 from models.adapter import check_fits, read, shapes_of
@@ -30,7 +39,7 @@ from tools.settings import configuration
 @as_json
 def status(config: Path | None, as_json: bool) -> None:
     """Show what is being trained, or why nothing is. The agent may be running."""
-    settings, _, store = _opened(config)
+    settings, model, store = _opened(config)
     folder = adapters_folder(settings)
     process, told = trainer(folder), status_of(folder)
     with closing(lessons_of(settings, store.model)) as lessons:
@@ -39,11 +48,15 @@ def status(config: Path | None, as_json: bool) -> None:
         told = msgspec.structs.replace(told, doing="off", progress=None)
     facts: dict[str, Any] = msgspec.to_builtins(told)
     facts |= {"new": new, "enough": settings.adapt.lessons, "lessons": count, "process": process}
-    facts |= {"installed": installed(), "in_use": store.state().slots, "number": store.state().number}
+    facts |= {"takes_adapters": takes_adapters(model), "installed": installed()}
+    facts |= {"in_use": store.state().slots, "number": store.state().number}
     click.echo(json.dumps(facts) if as_json else "\n".join(_told(told, facts)))
 
 
 def _told(status: Status, facts: dict[str, Any]) -> Iterator[str]:
+    if not facts["takes_adapters"]:
+        yield f"training    off: {NO_ADAPTERS}"
+        return
     yield f"training    {status.doing}" + (f": {status.waits}" if status.waits else "")
     if facts["process"] is not None:
         yield f"            by process {facts['process']}, slot {status.slot or OWN}"
@@ -67,7 +80,7 @@ def _told(status: Status, facts: dict[str, Any]) -> Iterator[str]:
 @as_json
 def list_adapters(config: Path | None, as_json: bool) -> None:
     """List all adapters for the configured model, oldest first, with what the gate found."""
-    _, _, store = _opened(config)
+    _, model, store = _opened(config)
     slots = store.state().slots
     rows = [
         msgspec.to_builtins(kept)
@@ -80,7 +93,7 @@ def list_adapters(config: Path | None, as_json: bool) -> None:
     for kept, row in zip(store.adapters(), rows, strict=True):
         click.echo(_line(kept, row))
     if not rows:
-        click.echo("none yet: `skerry adapt run --now` trains one")
+        click.echo("none yet: `skerry adapt run --now` trains one" if takes_adapters(model) else f"none: {NO_ADAPTERS}")
 
 
 def _line(kept: Kept, row: dict[str, Any]) -> str:
@@ -109,6 +122,7 @@ def use(adapter: str, slot: str, config: Path | None, as_json: bool) -> None:
       skerry adapt use none
     """
     _, model, store = _opened(config)
+    check_takes_adapters(model)
     id = None if adapter == "none" else _chosen(adapter, model, store).id
     number = store.commit(slot, id, "chosen by hand")
     used = f"adapter {id[:12]} is used" if id else "no adapter is used"
