@@ -16,7 +16,8 @@ from models.catalog import Catalog
 from models.fingerprint import fingerprint, sidecar
 from models.pull import pull
 from models.store import Places
-from models.workshop.export import Exporter, Job, export
+from models.workshop.export import Exporter, export
+from models.workshop.job import Job
 from models.workshop.quantize import quantize
 
 MADE = platformdirs.user_cache_path("skerry") / "tests"

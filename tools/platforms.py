@@ -90,10 +90,11 @@ def _resolve(requirements: Sequence[Requirement], target: Target, pip: Pip) -> t
         try:
             items = pip.resolve([line for line in wanted if canonicalize_name(line.name) not in missing], target)
         except NoWheel as error:
+            own = any(canonicalize_name(line.name) == canonicalize_name(error.requirement.name) for line in wanted)
             parent = f" (from {error.parent})" if error.parent else ""
             lacking = f"{error.requirement}{parent}: only source, {_source_of(error.requirement, pip)}"
             missing[canonicalize_name(error.requirement.name)] = lacking
-            if error.parent:  # pip looks at nothing else as long as this is in its way
+            if error.parent or not own:  # pip looks at nothing else as long as this is in its way
                 return {}, list(missing.values())
             continue
         found: dict[str, str] = {
@@ -127,16 +128,22 @@ def _source_of(requirement: Requirement, pip: Pip) -> str:
     return str(fitting[-1])
 
 
+def _has_wheel(source: Requirement, target: Target, pip: Pip) -> bool:
+    """Not asked of `pip index versions`: before pip 24 it lists sources too, whatever the options."""
+    try:
+        pip.resolve(target.applying([source]), target)
+    except NoWheel as error:
+        return canonicalize_name(error.requirement.name) != canonicalize_name(source.name)
+    return True
+
+
 def _unneeded(
     built: Mapping[str, Sequence[str]], sources: Sequence[Requirement], pythons: Sequence[str], pip: Pip
 ) -> dict[str, str]:
     used = {canonicalize_name(source.name): source for source in sources}
     reasons = {name: "not a package of the device's install" for name in built if name not in used}
     for name, source in used.items():
-        if all(
-            list(source.specifier.filter(pip.versions(name, "--only-binary=:all:", *Target(python).options)))
-            for python in pythons
-        ):
+        if all(_has_wheel(source, Target(python), pip) for python in pythons):
             reasons[name] = "has wheels now"
     return reasons
 

@@ -183,6 +183,7 @@ class Engine(ABC):
 
     info: ModelInfo
     tokenizer: Tokenizer
+    _hidden = True  # whether steps give the last hidden state
 
     def __init__(self, sequences: int, context: int) -> None:
         self.context = context
@@ -276,7 +277,11 @@ class Engine(ABC):
 
         Raises ContextFull if there are more tokens.
         """
-        (step,) = self.forward([(self._reader, self._reader.align(tokens))])
+        opened, self._hidden = self._hidden, True
+        try:
+            (step,) = self.forward([(self._reader, self._reader.align(tokens))])
+        finally:
+            self._hidden = opened
         assert step.hidden is not None
         return step.hidden.copy()
 

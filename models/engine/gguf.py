@@ -225,13 +225,6 @@ class GgufEngine(Engine):
     def _shapes(self) -> dict[str, tuple[int, int]]:
         return shapes_of(self._path)
 
-    def last_hidden(self, tokens: Seq[int]) -> Floats:
-        opened, self._hidden = self._hidden, True
-        try:
-            return super().last_hidden(tokens)
-        finally:
-            self._hidden = opened
-
     def _decode(self, pairs: Seq[tuple[Sequence, int]], *, outputs: int) -> None:
         """One pass; the last `outputs` tokens give logits."""
         batch = self._batch

@@ -8,7 +8,6 @@ logits, have no text.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import tokenizers
 
 from models.engine.base import Tokenizer
-from models.hf_config import FolderConfig, read_config, read_json
+from models.hf_config import FolderConfig, read_config
 from protocol.errors import BadModelFile
 
 _NORMAL_FORMS = {"NFC", "NFD", "NFKC", "NFKD"}
@@ -41,27 +40,18 @@ class HfTokenizer(Tokenizer):
 
     def __init__(self, folder: Path, vocab: int) -> None:
         """Raises BadModelFile."""
-        path = folder / "tokenizer.json"
-        try:
-            self._read(path, vocab)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadModelFile(f"{path}: not as tokenizers are written: {error!r}") from None
-
-    def _read(self, path: Path, vocab: int) -> None:
-        folder = path.parent
-        written = read_json(path)
         config = read_config(folder)
         self.vocab = vocab
         self._lock = Lock()  # whether control tokens are read is a setting of the library's object
-        self._inner = _load(path, written)
-        self._added = {int(one["id"]): one for one in written.get("added_tokens", [])}
-        self._pieces = _pieces(self._inner, written, self._added, vocab)
+        self._inner = _load(folder / "tokenizer.json")
+        added = self._inner.get_added_tokens_decoder()
+        self._pieces = _pieces(self._inner, added, vocab)
         self.template = config.template
         self._begin, self.end_id = self._id(config.begin), self._id(config.end)
         if self.end_id < 0 and config.ends:
             self.end_id = config.ends[0]
-        special = {id for id, one in self._added.items() if one.get("special")}
-        known = {id for id in special if self._added[id]["content"] in ENDS}
+        special = {id for id, token in added.items() if token.special and id < vocab}
+        known = {id for id in special if added[id].content in ENDS}
         self.eog = frozenset(id for id in known.union(config.ends, [self.end_id]) if 0 <= id < vocab)
         self._controls = special | self.eog
         self._starts = self._wants_begin(config)
@@ -107,45 +97,42 @@ class HfTokenizer(Tokenizer):
         return digest.hexdigest()
 
 
-def _load(path: Path, written: dict[str, Any]) -> tokenizers.Tokenizer:
-    bare = written | {
-        "normalizer": _without_normal_forms(written.get("normalizer")),
-        "model": written["model"] | {"unk_token": None},  # what no token stands for is left out
-        "truncation": None,
-        "padding": None,
-    }
+def _load(path: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps(bare))
+        inner = tokenizers.Tokenizer.from_file(str(path))
+        inner.no_truncation()
+        inner.no_padding()
+        inner.normalizer = _without_normal_forms(inner.normalizer)
+        if hasattr(inner.model, "unk_token"):
+            inner.model.unk_token = None  # what no token stands for is left out
     except Exception as error:  # the library raises no other class
         raise BadModelFile(f"{path}: no tokenizer that can be used: {str(error)[:200]}") from None
+    return inner
 
 
-def _without_normal_forms(node: Any) -> Any:
-    if not isinstance(node, dict) or node.get("type") in _NORMAL_FORMS:
-        return None
-    if node.get("type") == "Sequence":
-        kept = [child for child in map(_without_normal_forms, node.get("normalizers", [])) if child]
-        return node | {"normalizers": kept} if kept else None
-    return node
+def _without_normal_forms(normalizer: Any) -> Any:
+    name = type(normalizer).__name__
+    if name == "Sequence":
+        return tokenizers.normalizers.Sequence([one for one in normalizer if type(one).__name__ not in _NORMAL_FORMS])
+    return None if name in _NORMAL_FORMS else normalizer
 
 
-def _pieces(inner: tokenizers.Tokenizer, written: dict[str, Any], added: dict[int, Any], vocab: int) -> list[bytes]:
+def _pieces(inner: tokenizers.Tokenizer, added: dict[int, Any], vocab: int) -> list[bytes]:
     """The bytes of every token; the written form of control tokens."""
-    spell = _byte_level if _has_byte_level(written.get("pre_tokenizer")) else _sentence_piece
+    spell = _byte_level if b'"ByteLevel"' in _written(inner.pre_tokenizer) else _sentence_piece
     pieces = [b""] * vocab
     for text, id in inner.get_vocab(with_added_tokens=False).items():
         if id < vocab:
             pieces[id] = spell(text)
-    for id, one in added.items():
-        if 0 <= id < vocab:
-            pieces[id] = one["content"].encode()
+    for id, token in added.items():
+        if id < vocab:
+            pieces[id] = token.content.encode()
     return pieces
 
 
-def _has_byte_level(node: Any) -> bool:
-    if not isinstance(node, dict):
-        return False
-    return node.get("type") == "ByteLevel" or any(map(_has_byte_level, node.get("pretokenizers", [])))
+def _written(step: Any) -> bytes:
+    """As it stands in tokenizer.json."""
+    return b"" if step is None else bytes(step.__getstate__())
 
 
 def _byte_level(text: str) -> bytes:

@@ -150,13 +150,6 @@ class OnnxEngine(Engine):
     def _bind_out(self, cache: Cache, name: str, values: Floats, count: int) -> None:
         cache.binding.bind_output(name, "cpu", 0, np.float32, (1, count, values.shape[-1]), values.ctypes.data)
 
-    def last_hidden(self, tokens: Seq[int]) -> Floats:
-        opened, self._hidden = self._hidden, True
-        try:
-            return super().last_hidden(tokens)
-        finally:
-            self._hidden = opened
-
     def _trim(self, id: int, position: int) -> None:
         sequence = self._reader if id == self._reader.id else self._pool[id]
         self._caches[id].trim(len(sequence.tokens), position)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from models.workshop.child import here
-from models.workshop.export import Job, making
+from models.workshop.job import Job, making
 from models.workshop.measure import Measured, look_into, measure_in, tokens_of
 from models.workshop.measure_model import DISTRIBUTIONS, Asked
 from models.workshop.perplexity import (

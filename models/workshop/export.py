@@ -10,25 +10,21 @@ leaves nothing behind.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from models.engine.base import Tokenizer
-from models.engine.open import kind_of
-from models.fingerprint import MANIFEST
+from models.catalog import MODEL
+from models.engine.open import kind_of, open_tokenizer
 from models.gguf_header import read_contents, read_header
-from models.hf_config import read_config, read_json
+from models.hf_config import read_json
 from models.workshop import manifest
-from models.workshop.child import Say, here, run
+from models.workshop.child import here, run
+from models.workshop.job import Job, making, publish
 from models.workshop.manifest import Manifest
-from protocol.errors import BadModelFile, ConfigError, DiskFull, WorkshopError
+from protocol.errors import BadModelFile, WorkshopError
 
 Exporter = Literal["genai", "optimum"]
 
@@ -50,15 +46,6 @@ _CHECKED = "The lighthouse keeper counted 12 boats, wrote “naïve café” int
 _TOKENS = 32  # that are compared
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every step of the workshop is given. `free_space`: bytes that a folder's disk has left."""
-
-    env: Mapping[str, str]
-    say: Say = lambda line: None
-    free_space: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
-
-
 def export(source: Path, target: Path, exporter: Exporter, job: Job) -> Manifest:
     """Writes the folder `target`, in float32. Raises BadModelFile, WorkshopError, DiskFull, ConfigError."""
     from_gguf = not source.is_dir()
@@ -74,56 +61,18 @@ def export(source: Path, target: Path, exporter: Exporter, job: Job) -> Manifest
         if from_gguf:
             _take_tokenizer(source, out)
         checks = _compare(folder, out, work, job)
-        config = read_config(out)
-        made = Manifest(
+        made = manifest.of_folder(
+            out,
+            source,
             action="export",
-            architecture=config.architecture,
             quantisation="fp32",
             licence=read_header(source).licence if from_gguf else licence_of(source),
-            context=config.context,
-            tokenizer=_tokenizer(out).fingerprint,
             parameters={"exporter": exporter},
-            inputs=manifest.hashes(source),
-            outputs=manifest.hashes(out),
-            tools=manifest.versions((*manifest.TOOLS, *_PACKAGES)),
+            packages=_PACKAGES,
             checks=checks,
         )
-        manifest.write(out / MANIFEST, made)
-        publish(out, target)
+        publish(out, target, made)
     return made
-
-
-@contextmanager
-def making(target: Path, needed: int, job: Job) -> Iterator[Path]:
-    """A folder to work in beside `target`, which goes afterwards. Raises ConfigError if there is something already,
-    DiskFull if `needed` bytes are not free."""
-    if target.exists():
-        raise ConfigError(f"{target} is there already: remove it, or name another place")
-    work = target.with_name(f".{target.name}.{os.getpid()}")
-    for left in target.parent.glob(f".{target.name}.*"):
-        if left.suffix[1:].isdigit() and not Path(f"/proc/{left.suffix[1:]}").exists():
-            shutil.rmtree(left, ignore_errors=True)  # of a command that was killed
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = job.free_space(target.parent)
-        if free < needed:
-            raise DiskFull(f"this needs some {needed / 1e9:.1f} GB in {target.parent}, {free / 1e9:.1f} GB are free")
-        work.mkdir()
-    except OSError as error:
-        raise WorkshopError(f"{target.parent} cannot be written: {error.strerror}") from None
-    try:
-        yield work
-    except OSError as error:
-        raise WorkshopError(f"{target}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def publish(out: Path, target: Path) -> None:
-    """Gives a finished folder its name. What onnx writes only its own user may read; an agent often is another."""
-    for file in out.iterdir():
-        file.chmod(0o644)
-    out.replace(target)
 
 
 def licence_of(folder: Path) -> str:
@@ -169,7 +118,10 @@ def _build(folder: Path, out: Path, exporter: Exporter, job: Job) -> None:
         except WorkshopError as error:
             hint = "`--exporter optimum` may know an architecture that this one does not"
             raise WorkshopError(f"{error}\n{hint}") from None
-    for name in _BESIDE:  # exporters leave some out, and write others anew
+    for file in out.iterdir():  # exporters leave some of these out, write others anew, and add what nobody reads
+        if not file.name.startswith((MODEL, "genai_config")):
+            file.unlink()
+    for name in _BESIDE:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
 
@@ -193,7 +145,7 @@ def _take_tokenizer(source: Path, out: Path) -> None:
     )
     (out / "chat_template.jinja").unlink(missing_ok=True)
     _write_json(out / "generation_config.json", {"eos_token_id": sorted(original.eog)})
-    copy = _tokenizer(out)
+    copy = open_tokenizer(out)
     if copy.fingerprint != original.fingerprint:
         raise WorkshopError(f"{source}: its vocabulary changed on the way to tokenizer.json: this export is no good")
     for text in (_CHECKED, "  1234567890\n\n\tdon't I'LL ", "日本語 Привет 😀 \x00"):
@@ -205,7 +157,7 @@ def _compare(folder: Path, out: Path, work: Path, job: Job) -> dict[str, float]:
     """Runs the same tokens through PyTorch and the engine. Raises WorkshopError if they differ."""
     from models.engine.onnx import OnnxEngine
 
-    tokens = _tokenizer(out).encode(_CHECKED)[:_TOKENS]
+    tokens = open_tokenizer(out).encode(_CHECKED)[:_TOKENS]
     saved = work / "reference.npz"
     run("computing the same with PyTorch", "models.workshop.reference",
         [here(folder), here(saved), *map(str, tokens)], env=job.env, say=job.say)  # fmt: skip
@@ -234,12 +186,6 @@ def _compare(folder: Path, out: Path, work: Path, job: Job) -> dict[str, float]:
 def _difference(ours: Any, expected: Any) -> float:
     width = min(ours.shape[1], expected.shape[1])  # one side may have its vocabulary filled up
     return float(np.abs(ours[:, :width] - expected[:, :width]).max() / np.abs(expected).max())
-
-
-def _tokenizer(out: Path) -> Tokenizer:
-    from models.engine.open import open_tokenizer
-
-    return open_tokenizer(out)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
+from models.engine.open import open_tokenizer
 from models.fingerprint import MANIFEST, files_in, hash_file
+from models.hf_config import read_config
 from protocol.errors import BadModelFile
 
 TOOLS = ("skerry", "llama-cpp-python", "onnxruntime")  # that every step may have used
@@ -32,6 +34,36 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str]
     checks: dict[str, float] = {}
     parent: Manifest | None = None
+
+
+def of_folder(
+    out: Path,
+    source: Path,
+    *,
+    action: str,
+    quantisation: str,
+    licence: str,
+    parameters: dict[str, Any],
+    packages: Iterable[str],
+    checks: dict[str, float] | None = None,
+    parent: Manifest | None = None,
+) -> Manifest:
+    """Of the ONNX model in `out`, made of `source`; `packages`: that took part. Raises BadModelFile, UnsafePath."""
+    config = read_config(out)
+    return Manifest(
+        action=action,
+        architecture=config.architecture,
+        quantisation=quantisation,
+        licence=licence,
+        context=config.context,
+        tokenizer=open_tokenizer(out).fingerprint,
+        parameters=parameters,
+        inputs=hashes(source),
+        outputs=hashes(out),
+        tools=versions((*TOOLS, *packages)),
+        checks=checks or {},
+        parent=parent,
+    )
 
 
 def write(path: Path, manifest: Manifest) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from models.engine.base import Tokenizer
 from models.engine.open import Kind, open_tokenizer
 from models.workshop.child import Say, here, run
-from models.workshop.export import Job
 from models.workshop.inspect import inspect
+from models.workshop.job import Job
 from models.workshop.measure_model import ASKED, LIKELIEST, LOSSES, MEASURED, Asked, Found
 from models.workshop.perplexity import Reading, beginnings, exp_mean
 from models.workshop.speed import ROUNDS

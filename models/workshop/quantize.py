@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 from models.catalog import MODEL
-from models.engine.open import kind_of, open_tokenizer
+from models.engine.open import kind_of
 from models.fingerprint import MANIFEST, files_in
-from models.hf_config import read_config
 from models.model_folder import check_folder
 from models.workshop import manifest
 from models.workshop.child import here, run
-from models.workshop.export import Job, licence_of, making, publish
+from models.workshop.export import licence_of
+from models.workshop.job import Job, making, publish
 from models.workshop.manifest import Manifest
 from models.workshop.quantize_gguf import GGUF_KINDS, quantise_gguf
 from protocol.errors import ConfigError
@@ -46,20 +46,15 @@ def _quantize_onnx(source: Path, target: Path, kind: str, job: Job) -> Manifest:
         arguments = [here(source / MODEL), here(out / MODEL), kind]
         run(f"quantising to {kind}", "models.workshop.onnx_quantize", arguments, env=job.env, say=job.say)
         check_folder(out)
-        config = read_config(out)
-        made = Manifest(
+        made = manifest.of_folder(
+            out,
+            source,
             action="quantize",
-            architecture=config.architecture,
             quantisation=kind,
             licence=parent.licence if parent else licence_of(source),
-            context=config.context,
-            tokenizer=open_tokenizer(out).fingerprint,
             parameters={"kind": kind},
-            inputs=manifest.hashes(source),
-            outputs=manifest.hashes(out),
-            tools=manifest.versions((*manifest.TOOLS, *_PACKAGES)),
+            packages=_PACKAGES,
             parent=parent,
         )
-        manifest.write(out / MANIFEST, made)
-        publish(out, target)
+        publish(out, target, made)
     return made

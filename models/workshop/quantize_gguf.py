@@ -10,7 +10,7 @@ from models.fingerprint import hash_file
 from models.gguf_header import GgufHeader, check_tensors, header_of, read_header
 from models.workshop import manifest
 from models.workshop.child import here, run
-from models.workshop.export import Job, making
+from models.workshop.job import Job, making
 from models.workshop.manifest import Manifest
 from protocol.errors import BadModelFile, WorkshopError
 

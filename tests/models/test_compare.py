@@ -20,7 +20,7 @@ from models.engine.gguf import GgufEngine
 from models.engine.open import open_tokenizer
 from models.workshop.child import here
 from models.workshop.compare import Comparison, compare
-from models.workshop.export import Job
+from models.workshop.job import Job
 from models.workshop.measure import look_into, measure, measure_in
 from models.workshop.measure_model import Asked
 from models.workshop.perplexity import (

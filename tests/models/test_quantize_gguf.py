@@ -12,7 +12,7 @@ import pytest
 from models.engine.gguf import GgufEngine, GgufTokenizer
 from models.gguf_header import read_header
 from models.workshop import manifest
-from models.workshop.export import Job
+from models.workshop.job import Job
 from models.workshop.quantize import quantize
 from protocol.errors import BadModelFile, ConfigError, DiskFull, WorkshopError
 from tests.models.tiny import VOCAB, Tiny

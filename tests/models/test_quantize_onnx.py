@@ -12,7 +12,7 @@ from models.engine.onnx import OnnxEngine
 from models.fingerprint import size_of
 from models.model_folder import check_folder
 from models.workshop import manifest
-from models.workshop.export import Job
+from models.workshop.job import Job
 from models.workshop.quantize import quantize
 from protocol.errors import ConfigError, DiskFull
 

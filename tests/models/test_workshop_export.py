@@ -17,8 +17,9 @@ from models.engine.open import open_tokenizer
 from models.local_model import facts_of
 from models.workshop import export as workshop
 from models.workshop import manifest
-from models.workshop.export import AGREES, Exporter, Job, export
+from models.workshop.export import AGREES, Exporter, export
 from models.workshop.inspect import inspect
+from models.workshop.job import Job
 from models.workshop.manifest import Manifest
 from protocol.errors import BadModelFile, ConfigError, DiskFull, WorkshopError
 from protocol.resolve import Message

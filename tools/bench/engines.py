@@ -23,7 +23,8 @@ from models.fingerprint import fingerprint
 from models.model_folder import Decoder, check_folder
 from models.workshop import manifest
 from models.workshop.child import Say
-from models.workshop.export import Exporter, Job, export
+from models.workshop.export import Exporter, export
+from models.workshop.job import Job
 from models.workshop.measure import Measured, measure
 from models.workshop.quantize import quantize
 from tools.eval.data import articles

@@ -14,7 +14,7 @@ import platformdirs
 
 from models.store import Places, resolve_model
 from models.workshop.compare import Comparison, compare
-from models.workshop.export import Job
+from models.workshop.job import Job
 from models.workshop.measure import Measured
 from models.workshop.perplexity import Estimate
 from models.workshop.speed import ROUNDS

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from models.fingerprint import size_of
-from models.workshop.export import Job
+from models.workshop.job import Job
 from models.workshop.manifest import Manifest
 from protocol.errors import WorkshopError
 
