@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from models.adapter import Adapter, Factors, Floats, permute_rows, write
 from models.engine.base import WINDOW, Engine, Mix
 from models.engine.base import Sequence as Place
+from models.engine.gguf import GgufEngine
 from protocol.errors import BadAdapter, ContextFull, Overloaded
-from tests.models.test_engine_contract import BACKENDS
 from tests.models.tiny import LAYERS, SHAPES, TURNED, VOCAB, WIDTH, Tiny
+
+BACKENDS: dict[str, type[Engine]] = {"gguf": GgufEngine}  # that take adapters
 
 CONTEXT = 256
 SEQUENCES = 3

@@ -165,8 +165,13 @@ def test_every_known_board_runs_a_model_of_the_catalog() -> None:
 
 def test_an_onnx_folder_s_cells_are_as_wide_as_its_graph_says_and_are_not_repacked() -> None:
     shape = Shape(100 * MB, 8192, 1000, 100, element=4.0)
-    assert footprint(shape, Config(kv="q8_0", repack=True)) == 100 * MB + (4096 + 256) * 4000 + 150 * MB
-    assert largest_context(shape, Config(), 250 * MB + (4096 + 256) * 4000) == 4096
+    assert footprint(shape, Config(kv="q8_0", repack=True)) == 125 * MB + (4096 + 256) * 4000 + 150 * MB
+    assert largest_context(shape, Config(), 275 * MB + (4096 + 256) * 4000) == 4096
+
+
+def test_a_tokenizer_that_is_not_llama_cpp_s_takes_memory_for_each_token() -> None:
+    small, large = (Shape(100 * MB, 8192, 1000, 100, element=4.0, vocab=vocab) for vocab in (50_000, 250_000))
+    assert footprint(large, Config()) - footprint(small, Config()) == 200_000 * 1200
 
 
 def test_entries_tell_their_weights_by_name_or_by_size() -> None:
@@ -238,7 +243,7 @@ def test_the_shape_of_an_onnx_folder(tmp_path: Path) -> None:
     folder = decoder(tmp_path / "shared", shared=True)
     shape = read_shape(folder)
     bytes_of_files = sum(file.stat().st_size for file in folder.iterdir())
-    assert shape == Shape(bytes_of_files, 512, 2 * 2 * 4, 80, element=4.0)
+    assert shape == Shape(bytes_of_files, 512, 2 * 2 * 4, 80, element=4.0, vocab=10)
     assert read_shape(decoder(tmp_path / "grown", shared=False)).element == 8.0, "it is read from one block to another"
 
 

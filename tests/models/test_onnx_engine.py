@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 import pytest
 
+from models.adapter import Adapter, Factors, write
 from models.engine.onnx import OnnxEngine
 from models.rss import rss
-from protocol.errors import BadModelFile, ConfigError
+from protocol.errors import BadAdapter, BadModelFile, ConfigError
 
 Changed = Callable[[Path, Callable[[onnx.GraphProto], None]], Path]
 
@@ -117,3 +118,14 @@ def test_a_graph_that_onnxruntime_refuses_is_a_bad_file(smollm2_onnx: Path, chan
 
     with pytest.raises(BadModelFile, match=r"onnxruntime cannot load it.*NoSuchOperator"):
         OnnxEngine(changed(smollm2_onnx, break_it))
+
+
+def test_it_takes_no_adapters(smollm2_onnx: Path, tmp_path: Path) -> None:
+    engine = OnnxEngine(smollm2_onnx, context=64, sequences=1, threads=1)
+    factors = Factors(np.ones((2, 576), np.float32), np.ones((192, 2), np.float32))
+    path = tmp_path / "adapter.gguf"
+    write(Adapter(engine.info.fingerprint, "llama", 2.0, {"blk.0.attn_v": factors}), path)
+    with pytest.raises(BadAdapter, match="the bare model only"):
+        engine.attach(path)
+    assert engine.attached == frozenset()
+    engine.close()
