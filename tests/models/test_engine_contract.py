@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -421,7 +421,9 @@ def test_the_same_vocabulary_in_every_format(engine: Engine, smollm2: Path) -> N
 @given(st.text(max_size=80))
 def test_texts_have_the_same_tokens_in_every_format(engine: Engine, smollm2: Path, text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
-    assert engine.tokenizer.encode(text) == _original(smollm2).encode(text)
+    tokens = _original(smollm2).encode(text)
+    assume(_original(smollm2).decode(tokens) == text.encode())
+    assert engine.tokenizer.encode(text) == tokens
 
 
 @lru_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.engine.base import Tokenizer
@@ -53,7 +53,9 @@ def test_texts_have_the_same_tokens(pair: Pair, text: str, special: bool) -> Non
 @given(st.text(st.characters(max_codepoint=0x2FFFF, exclude_categories=["Cs", "Cn", "Co"]), max_size=60))
 def test_any_text_has_the_same_tokens(pair: Pair, text: str) -> None:
     original, written = pair
-    assert written.encode(text) == original.encode(text)
+    tokens = original.encode(text)
+    assume(original.decode(tokens) == text.encode())  # a byte without a token parts its neighbours in llama.cpp only
+    assert written.encode(text) == tokens
 
 
 def test_an_unknown_way_to_split_is_refused(smollm2: Path, tmp_path: Path) -> None:
