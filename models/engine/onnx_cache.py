@@ -45,10 +45,11 @@ class Block:
 class Cache(ABC):
     """One sequence's cells, and the binding of a session that reads and writes them."""
 
-    def __init__(self, decoder: Decoder, cells: int, session: Any) -> None:
+    def __init__(self, decoder: Decoder, session: Any) -> None:
         self.binding = session.io_binding()
         self._decoder = decoder
-        self._cells = cells
+        kinds = [(layer, kind) for layer in range(decoder.layers) for kind in ("key", "value")]
+        self._slots = [(f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}") for layer, kind in kinds]
 
     @abstractmethod
     def bind(self, past: int, new: int) -> None:
@@ -58,11 +59,6 @@ class Cache(ABC):
     def trim(self, length: int, position: int) -> None:
         """Drops the cells from `position` on, of `length` that there are."""
 
-    def _slots(self) -> list[tuple[str, str]]:
-        """The names of each slot's input and output, in order."""
-        kinds = [(layer, kind) for layer in range(self._decoder.layers) for kind in ("key", "value")]
-        return [(f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}") for layer, kind in kinds]
-
     def _shape(self, cells: int) -> tuple[int, int, int, int]:
         return (1, self._decoder.kv_heads, cells, self._decoder.head_size)
 
@@ -71,10 +67,10 @@ class SharedCache(Cache):
     """Past and present are the same memory, bound once."""
 
     def __init__(self, decoder: Decoder, cells: int, session: Any, device: str = "cpu") -> None:
-        super().__init__(decoder, cells, session)
+        super().__init__(decoder, session)
         shape = self._shape(cells)
         self._block = Block(decoder, cells) if device == "cpu" else DeviceBlock(decoder, shape, device)
-        for slot, (past, present) in enumerate(self._slots()):
+        for slot, (past, present) in enumerate(self._slots):
             address = self._block.address_of(slot)
             self.binding.bind_input(past, device, 0, self._block.dtype, shape, address)
             self.binding.bind_output(present, device, 0, self._block.dtype, shape, address)
@@ -110,13 +106,12 @@ class GrownCache(Cache):
     """The past is in one block, the present goes into the other."""
 
     def __init__(self, decoder: Decoder, cells: int, session: Any) -> None:
-        super().__init__(decoder, cells, session)
+        super().__init__(decoder, session)
         self._past, self._present = Block(decoder, cells), Block(decoder, cells)
 
     def bind(self, past: int, new: int) -> None:
-        before, after = self._shape(past), self._shape(past + new)
-        for slot, (input, output) in enumerate(self._slots()):
-            dtype = self._past.dtype
+        before, after, dtype = self._shape(past), self._shape(past + new), self._past.dtype
+        for slot, (input, output) in enumerate(self._slots):
             self.binding.bind_input(input, "cpu", 0, dtype, before, self._past.address_of(slot))
             self.binding.bind_output(output, "cpu", 0, dtype, after, self._present.address_of(slot))
         self._past, self._present = self._present, self._past
